@@ -1,0 +1,1 @@
+//! A deterministic embedded EVM with a JSON-RPC front.

@@ -1,0 +1,1 @@
+//! Multi-LoRA engine and the OpenAI-compatible router over it.

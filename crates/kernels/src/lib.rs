@@ -1,0 +1,1 @@
+//! Dense math with forward and backward.

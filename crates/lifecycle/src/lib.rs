@@ -1,0 +1,1 @@
+//! Decisions: task and adapter state machines, fees, deadlines.

@@ -1,0 +1,1 @@
+//! Transformer families, LoRA layers, weights and adapter files.

@@ -1,0 +1,1 @@
+//! Bytes and types that cross a trust or process boundary.

@@ -1,0 +1,1 @@
+//! 0G Storage: Merkle tree, segments, transfer client and embedded node.

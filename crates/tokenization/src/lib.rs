@@ -1,0 +1,1 @@
+//! Tokenizer, chat template, dataset parsing, token count and loss mask.
