@@ -1,0 +1,90 @@
+//! Whether a quote's signatures lead to a trusted root, and with which TCB status.
+//!
+//! The cryptography is `dcap-qvl`'s: certificate chain, revocation lists, quoting-enclave identity, TCB levels and
+//! both signatures, at a given time and with given collateral. Nothing is fetched here.
+
+use dcap_qvl::verify::QuoteVerifier;
+use dcap_qvl::{QuotePolicy, TcbStatus};
+
+use crate::Collateral;
+use crate::backend::simulated;
+use crate::quote::{QuoteError, TdxQuote};
+
+/// Whose signature on the platform counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TrustRoot {
+    /// Intel's production root.
+    Intel,
+    /// The root of simulated quotes, whose key is public. It proves nothing about hardware.
+    Development,
+    /// Another root certificate, DER.
+    Certificate(Vec<u8>),
+}
+
+/// Why a quote is not accepted.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum VerifyError {
+    /// The quote does not parse.
+    #[error(transparent)]
+    Quote(#[from] QuoteError),
+    /// A signature, certificate, revocation list or date does not hold.
+    #[error("{reason}")]
+    Rejected {
+        /// What the verifier found first.
+        reason: String,
+    },
+}
+
+/// A quote whose signatures lead to the chosen root. What it says is now as good as that root.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VerifiedTee {
+    /// The quote.
+    pub quote: TdxQuote,
+    /// TCB status; every value but `Revoked` can appear, the caller decides.
+    pub tcb_status: TcbStatus,
+    /// Intel's advisories that apply to the platform.
+    pub advisory_ids: Vec<String>,
+    /// Number of the TCB data set that the collateral comes from.
+    pub tcb_evaluation_number: u32,
+    /// When the collateral ends being valid, Unix seconds.
+    pub collateral_expires_s: u64,
+    /// Whether the root was the development root.
+    pub simulated: bool,
+}
+
+/// Verifies a binary quote against a root, with collateral, at `now_s` (Unix seconds).
+///
+/// A debug domain is refused, except under [`TrustRoot::Development`], whose quotes are all marked DEBUG.
+///
+/// # Errors
+/// [`VerifyError::Quote`] if it does not parse, [`VerifyError::Rejected`] with the first failing step.
+pub fn verify_quote(
+    quote: &[u8],
+    collateral: &Collateral,
+    root: &TrustRoot,
+    now_s: u64,
+) -> Result<VerifiedTee, VerifyError> {
+    let parsed = TdxQuote::parse(quote)?;
+    let verifier = match root {
+        TrustRoot::Intel => QuoteVerifier::new_prod(),
+        TrustRoot::Development => {
+            QuoteVerifier::new(simulated::development_root().to_vec()).allow_debug(true)
+        }
+        TrustRoot::Certificate(certificate) => QuoteVerifier::new(certificate.clone()),
+    };
+    let claims = verifier
+        .verify_with_policy(quote, collateral, now_s, &QuotePolicy::claims_only(now_s))
+        .map_err(|error| VerifyError::Rejected {
+            reason: format!("{error:#}"),
+        })?;
+    Ok(VerifiedTee {
+        quote: parsed,
+        tcb_status: claims.tcb.status,
+        advisory_ids: claims.tcb.advisory_ids,
+        tcb_evaluation_number: claims.tcb.eval_data_number,
+        collateral_expires_s: claims.earliest_expiration_date,
+        simulated: *root == TrustRoot::Development,
+    })
+}
