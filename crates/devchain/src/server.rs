@@ -1,0 +1,179 @@
+//! JSON-RPC over HTTP: requests, batches, notifications, limits, graceful shutdown.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, State},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::post,
+};
+use serde::Deserialize;
+use serde_json::{Value, json, value::RawValue};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, oneshot},
+    task::JoinHandle,
+};
+
+use crate::{Error, RpcError, rpc::Service};
+
+/// Requests that execute at the same time; the others wait. Execution is CPU work and mostly under one lock.
+const CONCURRENT_REQUESTS: usize = 32;
+/// How long a shutdown waits for requests that are being answered.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
+
+#[derive(Clone)]
+struct Front {
+    service: Arc<Service>,
+    permits: Arc<Semaphore>,
+}
+
+/// A running server. Dropping the handle stops it too, without waiting.
+#[derive(Debug)]
+pub struct ServerHandle {
+    address: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    task: JoinHandle<std::io::Result<()>>,
+}
+
+impl ServerHandle {
+    /// Where the server listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The endpoint that clients are given.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Stops accepting, answers what is under way, and returns. After five seconds it gives up on the rest.
+    pub async fn shutdown(mut self) {
+        self.stop.take();
+        if tokio::time::timeout(SHUTDOWN_TIMEOUT, &mut self.task).await.is_err() {
+            self.task.abort();
+        }
+    }
+}
+
+pub(crate) fn serve(service: Arc<Service>, listener: TcpListener) -> Result<ServerHandle, Error> {
+    let address = listener.local_addr().map_err(Error::Listen)?;
+    if !address.ip().is_loopback() {
+        return Err(Error::NotLoopback { address });
+    }
+    let body_limit = DefaultBodyLimit::max(service.limits.request_bytes);
+    let front = Front { service, permits: Arc::new(Semaphore::new(CONCURRENT_REQUESTS)) };
+    let router = Router::new().route("/", post(answer)).layer(body_limit).with_state(front);
+    let (stop, stopped) = oneshot::channel::<()>();
+    let task = tokio::spawn(async move {
+        let until_stopped = async {
+            // An error means that the handle was dropped, which is a stop as well.
+            let _ = stopped.await;
+        };
+        axum::serve(listener, router).with_graceful_shutdown(until_stopped).await
+    });
+    Ok(ServerHandle { address, stop: Some(stop), task })
+}
+
+async fn answer(State(front): State<Front>, body: Bytes) -> Response {
+    let Ok(_permit) = front.permits.acquire().await else {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    };
+    match tokio::task::spawn_blocking(move || respond(&front.service, &body)).await {
+        Ok(Some(text)) => ([(header::CONTENT_TYPE, "application/json")], text).into_response(),
+        // Only notifications, which are not answered.
+        Ok(None) => StatusCode::NO_CONTENT.into_response(),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+fn respond(service: &Service, body: &[u8]) -> Option<String> {
+    let is_batch = body.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[');
+    if !is_batch {
+        return match serde_json::from_slice::<&RawValue>(body) {
+            Ok(request) => respond_to_one(service, request),
+            Err(error) => Some(parse_error(&error)),
+        };
+    }
+    let requests: Vec<&RawValue> = match serde_json::from_slice(body) {
+        Ok(requests) => requests,
+        Err(error) => return Some(parse_error(&error)),
+    };
+    if requests.is_empty() {
+        return Some(response("null", Err(RpcError::new(-32600, "empty batch"))));
+    }
+    if requests.len() > service.limits.batch_requests {
+        let limit = service.limits.batch_requests;
+        return Some(response("null", Err(RpcError::new(-32600, format!("batch of more than {limit} requests")))));
+    }
+    let mut answers = String::from("[");
+    for request in requests {
+        let answer = if answers.len() > service.limits.response_bytes {
+            let error = RpcError::new(-32003, "response too large");
+            Some(response(id_of(request).unwrap_or("null"), Err(error)))
+        } else {
+            respond_to_one(service, request)
+        };
+        if let Some(answer) = answer {
+            if answers.len() > 1 {
+                answers.push(',');
+            }
+            answers.push_str(&answer);
+        }
+    }
+    (answers.len() > 1).then(|| answers + "]")
+}
+
+#[derive(Deserialize)]
+struct Request<'a> {
+    #[serde(borrow, default)]
+    id: Option<&'a RawValue>,
+    method: String,
+    #[serde(default)]
+    params: Value,
+}
+
+fn respond_to_one(service: &Service, request: &RawValue) -> Option<String> {
+    let request: Request<'_> = match serde_json::from_str(request.get()) {
+        Ok(request) => request,
+        Err(error) => {
+            return Some(response("null", Err(RpcError::new(-32600, format!("invalid request: {error}")))));
+        }
+    };
+    let result = match request.params {
+        Value::Null => service.call(&request.method, &[]),
+        Value::Array(parameters) => service.call(&request.method, &parameters),
+        _ => Err(RpcError::invalid_params("parameters must be an array")),
+    };
+    Some(response(request.id?.get(), result))
+}
+
+fn id_of(request: &RawValue) -> Option<&str> {
+    #[derive(Deserialize)]
+    struct Id<'a> {
+        #[serde(borrow, default)]
+        id: Option<&'a RawValue>,
+    }
+    serde_json::from_str::<Id<'_>>(request.get()).ok()?.id.map(RawValue::get)
+}
+
+fn parse_error(error: &serde_json::Error) -> String {
+    response("null", Err(RpcError::new(-32700, format!("parse error: {error}"))))
+}
+
+/// `id` is JSON text, sent back as it came.
+fn response(id: &str, result: Result<Value, RpcError>) -> String {
+    match result {
+        Ok(value) => format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{value}}}"#),
+        Err(RpcError { code, message, data }) => {
+            let mut error = json!({"code": code, "message": message});
+            if let Some(data) = data {
+                error["data"] = json!(data);
+            }
+            format!(r#"{{"jsonrpc":"2.0","id":{id},"error":{error}}}"#)
+        }
+    }
+}
