@@ -1,0 +1,149 @@
+//! Output head and cross-entropy in one operation, without ever holding the logits of all tokens.
+//!
+//! Tokens without a label are skipped before the product with the head, which is the largest matrix of a
+//! small model; the rest is done in chunks of rows.
+
+use crate::dispatch::multiversion;
+use crate::matmul::{self, Precision, Shape, Weight, Write};
+use crate::softmax::exponentials;
+use rayon::prelude::*;
+
+/// The target of a token that is not trained on.
+pub const NO_LABEL: i32 = -100;
+
+/// Logits held at a time: 128 MiB of f32 at most.
+const LOGITS: usize = 32 * 1024 * 1024;
+
+/// Loss of a batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct HeadLoss {
+    /// Sum of `-ln p(target)` over tokens with a label.
+    pub loss_sum: f64,
+    /// Tokens with a label.
+    pub supervised_tokens: usize,
+}
+
+/// Where the gradients of the loss **sum** go.
+#[derive(Debug)]
+pub struct Gradients<'a> {
+    /// Overwritten with the gradient of the hidden states `(T, H)`; zero where there is no label.
+    pub hidden: &'a mut [f32],
+    /// The gradient of the head `(V, H)` is added here, if wanted.
+    pub head: Option<&'a mut [f32]>,
+}
+
+/// Buffers kept between calls.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    hidden: Vec<f32>,
+    logits: Vec<f32>,
+    gradient: Vec<f32>,
+}
+
+/// Loss of `hidden (T, H)` against `targets (T)` with `head (V, H)`, and gradients if asked for.
+///
+/// A target is a token id below `V`, or [`NO_LABEL`].
+///
+/// # Panics
+/// If a target is neither; callers check batches when they are built.
+pub fn head_loss(
+    hidden: &[f32],
+    head: Weight<'_>,
+    targets: &[i32],
+    mut gradients: Option<Gradients<'_>>,
+    precision: Precision,
+    scratch: &mut Scratch,
+) -> HeadLoss {
+    let tokens = targets.len();
+    let mut result = HeadLoss::default();
+    if let Some(gradients) = &mut gradients {
+        assert_eq!(gradients.hidden.len(), hidden.len());
+        gradients.hidden.fill(0.0);
+    }
+    if tokens == 0 {
+        return result;
+    }
+    let width = hidden.len() / tokens;
+    let vocabulary = head.len() / width;
+    assert!(hidden.len() == tokens * width && head.len() == vocabulary * width);
+    let supervised: Vec<usize> = (0..tokens)
+        .filter(|&token| targets[token] != NO_LABEL)
+        .collect();
+    result.supervised_tokens = supervised.len();
+    let rows_per_chunk = (LOGITS / vocabulary).clamp(16, 1024);
+    for chunk in supervised.chunks(rows_per_chunk) {
+        let shape = Shape {
+            rows: chunk.len(),
+            outputs: vocabulary,
+            inputs: width,
+        };
+        scratch.hidden.resize(chunk.len() * width, 0.0);
+        for (row, token) in scratch.hidden.chunks_exact_mut(width).zip(chunk) {
+            row.copy_from_slice(&hidden[token * width..(token + 1) * width]);
+        }
+        scratch.logits.resize(chunk.len() * vocabulary, 0.0);
+        matmul::forward(
+            shape,
+            &scratch.hidden,
+            head,
+            &mut scratch.logits,
+            Write::Replace,
+            1.0,
+            precision,
+        );
+        let want = gradients.is_some();
+        let losses: Vec<f64> = scratch
+            .logits
+            .par_chunks_mut(vocabulary)
+            .zip(chunk.par_iter())
+            .map(|(row, token)| {
+                let target = targets[*token] as usize;
+                assert!(
+                    targets[*token] >= 0 && target < vocabulary,
+                    "target outside the vocabulary"
+                );
+                let logit = row[target];
+                let (maximum, sum) = exponentials(row, 1.0);
+                if want {
+                    normalise(row, 1.0 / sum);
+                    row[target] -= 1.0;
+                }
+                f64::from(maximum) + f64::from(sum).ln() - f64::from(logit)
+            })
+            .collect();
+        result.loss_sum += losses.into_iter().sum::<f64>();
+        if let Some(gradients) = &mut gradients {
+            scratch.gradient.resize(chunk.len() * width, 0.0);
+            matmul::input_gradient(
+                shape,
+                &scratch.logits,
+                head,
+                &mut scratch.gradient,
+                Write::Replace,
+                precision,
+            );
+            for (row, token) in scratch.gradient.chunks_exact(width).zip(chunk) {
+                gradients.hidden[token * width..(token + 1) * width].copy_from_slice(row);
+            }
+            if let Some(head) = &mut gradients.head {
+                matmul::weight_gradient(
+                    shape,
+                    &scratch.logits,
+                    &scratch.hidden,
+                    head,
+                    Write::Add,
+                    1.0,
+                );
+            }
+        }
+    }
+    result
+}
+
+multiversion! {
+    fn normalise(row: &mut [f32], factor: f32) {
+        for value in row {
+            *value *= factor;
+        }
+    }
+}

@@ -1,0 +1,354 @@
+//! The forward product for serving: every element is summed in an order that depends on `K` alone.
+//!
+//! A row therefore gives the same bits whether it is computed alone or with others, on one thread or on
+//! many, so that one request can never change another's output. Eight interleaved partial sums run along
+//! `K` and are added in a fixed tree; tiles only decide how many elements are computed side by side.
+#![allow(unsafe_code)]
+
+use super::{Shape, Weight, Write, check};
+use crate::dispatch::has_avx2;
+use crate::shared::Disjoint;
+use half::bf16;
+use rayon::prelude::*;
+
+/// Interleaved partial sums along `K`.
+const LANES: usize = 8;
+/// Rows of activations that stay in the second-level cache while weights stream past.
+const ROWS_PER_BLOCK: usize = 48;
+/// Output features per piece of parallel work.
+const OUTPUTS_PER_PIECE: usize = 64;
+/// Multiplications below which the product runs on the calling thread.
+const PARALLEL_WORK: usize = 1 << 20;
+
+/// `y (T, N) = x (T, K) · Wᵀ`, or added to `y`, with bits that do not depend on the other rows.
+pub fn forward_batch_invariant(
+    shape: Shape,
+    x: &[f32],
+    weight: Weight<'_>,
+    y: &mut [f32],
+    write: Write,
+) {
+    check(shape, x.len(), weight.len(), y.len());
+    match weight {
+        Weight::F32(weight) => run(shape, x, weight, y, write),
+        Weight::Bf16(weight) => run(shape, x, weight, y, write),
+    }
+}
+
+fn run<E: Element>(shape: Shape, x: &[f32], weight: &[E], y: &mut [f32], write: Write) {
+    let Shape {
+        rows,
+        outputs,
+        inputs,
+    } = shape;
+    let add = write == Write::Add;
+    let wide = has_avx2();
+    let y = Disjoint::new(y);
+    let piece = |first: usize, last: usize| {
+        for block in (0..rows).step_by(ROWS_PER_BLOCK) {
+            let block_end = (block + ROWS_PER_BLOCK).min(rows);
+            let tile = Tile {
+                x,
+                weight,
+                y: &y,
+                inputs,
+                outputs,
+                add,
+                wide,
+            };
+            tile.block(block..block_end, first..last);
+        }
+    };
+    if rows * outputs * inputs < PARALLEL_WORK || outputs <= OUTPUTS_PER_PIECE {
+        piece(0, outputs);
+    } else {
+        (0..outputs.div_ceil(OUTPUTS_PER_PIECE))
+            .into_par_iter()
+            .for_each(|index| {
+                piece(
+                    index * OUTPUTS_PER_PIECE,
+                    ((index + 1) * OUTPUTS_PER_PIECE).min(outputs),
+                );
+            });
+    }
+}
+
+struct Tile<'a, E> {
+    x: &'a [f32],
+    weight: &'a [E],
+    y: &'a Disjoint<'a, f32>,
+    inputs: usize,
+    outputs: usize,
+    add: bool,
+    wide: bool,
+}
+
+impl<E: Element> Tile<'_, E> {
+    /// Computes the elements `rows × outputs`, which no other thread computes.
+    fn block(&self, rows: std::ops::Range<usize>, outputs: std::ops::Range<usize>) {
+        let mut output = outputs.start;
+        // A single row is bound by reading weights; eight streams keep the arithmetic units busy.
+        if rows.len() == 1 {
+            while output + 8 <= outputs.end {
+                self.tile::<1, 8>(rows.start, output);
+                output += 8;
+            }
+        }
+        while output + 4 <= outputs.end {
+            self.column::<4>(rows.clone(), output);
+            output += 4;
+        }
+        while output < outputs.end {
+            self.column::<1>(rows.clone(), output);
+            output += 1;
+        }
+    }
+
+    fn column<const N: usize>(&self, rows: std::ops::Range<usize>, output: usize) {
+        let mut row = rows.start;
+        while row + 3 <= rows.end {
+            self.tile::<3, N>(row, output);
+            row += 3;
+        }
+        while row < rows.end {
+            self.tile::<1, N>(row, output);
+            row += 1;
+        }
+    }
+
+    #[inline]
+    fn tile<const M: usize, const N: usize>(&self, row: usize, output: usize) {
+        let x = &self.x[row * self.inputs..(row + M) * self.inputs];
+        let weight = &self.weight[output * self.inputs..(output + N) * self.inputs];
+        let sums: [[f32; N]; M];
+        #[cfg(target_arch = "x86_64")]
+        {
+            sums = if self.wide {
+                // SAFETY: `wide` is set only where the features of the kernel were detected.
+                unsafe { wide::tile::<E, M, N>(x, weight, self.inputs) }
+            } else {
+                portable_tile(x, weight, self.inputs)
+            };
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            sums = portable_tile(x, weight, self.inputs);
+        }
+        for (index, sums) in sums.iter().enumerate() {
+            // SAFETY: each element of `y` belongs to exactly one tile, and tiles to one thread.
+            let target = unsafe { self.y.slice((row + index) * self.outputs + output, N) };
+            for (target, sum) in target.iter_mut().zip(sums) {
+                *target = if self.add { *target + sum } else { *sum };
+            }
+        }
+    }
+}
+
+/// Adds the partial sums in the one order that all kernels use.
+#[inline(always)]
+fn tree(lanes: [f32; LANES]) -> f32 {
+    let [a, b, c, d, e, f, g, h] = lanes;
+    ((a + e) + (c + g)) + ((b + f) + (d + h))
+}
+
+/// The kernel without special instructions: same order, products rounded before they are added.
+fn portable_tile<E: Element, const M: usize, const N: usize>(
+    x: &[f32],
+    weight: &[E],
+    inputs: usize,
+) -> [[f32; N]; M] {
+    let mut sums = [[0.0; N]; M];
+    for (row, sums) in sums.iter_mut().enumerate() {
+        let x = &x[row * inputs..(row + 1) * inputs];
+        for (output, sum) in sums.iter_mut().enumerate() {
+            let weight = &weight[output * inputs..(output + 1) * inputs];
+            let mut lanes = [0.0_f32; LANES];
+            for (index, (x, weight)) in x.iter().zip(weight).enumerate() {
+                lanes[index % LANES] += x * weight.widened();
+            }
+            *sum = tree(lanes);
+        }
+    }
+    sums
+}
+
+/// A stored weight element.
+pub(super) trait Element: Copy + Send + Sync {
+    fn widened(self) -> f32;
+
+    /// # Safety
+    /// AVX2 must be available and eight elements readable at `start`.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn load(start: *const Self) -> std::arch::x86_64::__m256;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn widened(self) -> f32 {
+        self
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load(start: *const Self) -> std::arch::x86_64::__m256 {
+        // SAFETY: eight elements are readable and AVX2 is available by the trait's contract.
+        unsafe { std::arch::x86_64::_mm256_loadu_ps(start) }
+    }
+}
+
+impl Element for bf16 {
+    #[inline(always)]
+    fn widened(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load(start: *const Self) -> std::arch::x86_64::__m256 {
+        use std::arch::x86_64::*;
+        // SAFETY: eight elements are readable and AVX2 is available by the trait's contract.
+        unsafe {
+            let halves = _mm_loadu_si128(start.cast());
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod wide {
+    use super::{Element, LANES, tree};
+    use std::arch::x86_64::*;
+
+    /// `M × N` sums over `inputs` with AVX2 and FMA.
+    ///
+    /// `x` holds `M` rows and `weight` `N` rows of `inputs` elements.
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) fn tile<E: Element, const M: usize, const N: usize>(
+        x: &[f32],
+        weight: &[E],
+        inputs: usize,
+    ) -> [[f32; N]; M] {
+        assert!(x.len() >= M * inputs && weight.len() >= N * inputs);
+        let mut sums = [[_mm256_setzero_ps(); N]; M];
+        let whole = inputs - inputs % LANES;
+        let mut index = 0;
+        while index < whole {
+            let mut rows = [_mm256_setzero_ps(); M];
+            for (row, value) in rows.iter_mut().enumerate() {
+                // SAFETY: `index + 8 <= inputs`, so eight elements of this row are inside `x`.
+                *value = unsafe { _mm256_loadu_ps(x.as_ptr().add(row * inputs + index)) };
+            }
+            for output in 0..N {
+                // SAFETY: as above for `weight`; AVX2 is enabled for this function.
+                let weight = unsafe { E::load(weight.as_ptr().add(output * inputs + index)) };
+                for row in 0..M {
+                    sums[row][output] = _mm256_fmadd_ps(rows[row], weight, sums[row][output]);
+                }
+            }
+            index += LANES;
+        }
+        if whole < inputs {
+            let rest = inputs - whole;
+            for row in 0..M {
+                let mut left = [0.0_f32; LANES];
+                left[..rest].copy_from_slice(&x[row * inputs + whole..(row + 1) * inputs]);
+                for output in 0..N {
+                    let mut right = [0.0_f32; LANES];
+                    for (right, weight) in right
+                        .iter_mut()
+                        .zip(&weight[output * inputs + whole..(output + 1) * inputs])
+                    {
+                        *right = weight.widened();
+                    }
+                    // SAFETY: both arrays hold eight elements.
+                    let (left, right) = unsafe {
+                        (
+                            _mm256_loadu_ps(left.as_ptr()),
+                            _mm256_loadu_ps(right.as_ptr()),
+                        )
+                    };
+                    sums[row][output] = _mm256_fmadd_ps(left, right, sums[row][output]);
+                }
+            }
+        }
+        let mut result = [[0.0; N]; M];
+        for row in 0..M {
+            for output in 0..N {
+                let mut lanes = [0.0; LANES];
+                // SAFETY: the array holds eight elements.
+                unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), sums[row][output]) };
+                result[row][output] = tree(lanes);
+            }
+        }
+        result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::forward_plain;
+    use super::*;
+
+    fn numbers(count: usize, seed: u64) -> Vec<f32> {
+        let key = crate::noise::NoiseKey::new(seed);
+        (0..count as u64).map(|index| key.normal(index)).collect()
+    }
+
+    #[test]
+    fn every_shape_is_close_to_the_plain_product_and_independent_of_the_batch() {
+        for (rows, outputs, inputs) in [
+            (1, 1, 1),
+            (1, 9, 17),
+            (5, 7, 64),
+            (50, 66, 33),
+            (7, 300, 160),
+            (1, 2000, 640),
+        ] {
+            let shape = Shape {
+                rows,
+                outputs,
+                inputs,
+            };
+            let x = numbers(rows * inputs, 1);
+            let weight: Vec<bf16> = numbers(outputs * inputs, 2)
+                .into_iter()
+                .map(bf16::from_f32)
+                .collect();
+            let (mut plain, mut fast) = (vec![0.5; rows * outputs], vec![0.5; rows * outputs]);
+            forward_plain(shape, &x, Weight::Bf16(&weight), &mut plain, Write::Add);
+            forward_batch_invariant(shape, &x, Weight::Bf16(&weight), &mut fast, Write::Add);
+            for (plain, fast) in plain.iter().zip(&fast) {
+                assert!((plain - fast).abs() < 2e-4, "{plain} {fast}");
+            }
+            forward_batch_invariant(shape, &x, Weight::Bf16(&weight), &mut fast, Write::Replace);
+            let widened: Vec<f32> = weight.iter().map(|w| w.to_f32()).collect();
+            for row in 0..rows {
+                let mut alone = vec![0.0; outputs];
+                let one = Shape {
+                    rows: 1,
+                    outputs,
+                    inputs,
+                };
+                let x = &x[row * inputs..(row + 1) * inputs];
+                forward_batch_invariant(one, x, Weight::F32(&widened), &mut alone, Write::Replace);
+                assert_eq!(alone, fast[row * outputs..(row + 1) * outputs]);
+            }
+        }
+    }
+
+    #[test]
+    fn portable_kernel_agrees() {
+        let (x, weight) = (numbers(3 * 100, 3), numbers(4 * 100, 4));
+        let sums = portable_tile::<f32, 3, 4>(&x, &weight, 100);
+        let mut plain = vec![0.0; 12];
+        let shape = Shape {
+            rows: 3,
+            outputs: 4,
+            inputs: 100,
+        };
+        forward_plain(shape, &x, Weight::F32(&weight), &mut plain, Write::Replace);
+        for (a, b) in sums.iter().flatten().zip(&plain) {
+            assert!((a - b).abs() < 1e-4);
+        }
+    }
+}
