@@ -72,5 +72,8 @@ pub fn funded_balance_wei() -> U256 {
 
 /// All development accounts with their genesis balance, as [`Options::funded_accounts`](crate::Options) wants them.
 pub fn funded() -> Vec<(Address, U256)> {
-    ACCOUNTS.iter().map(|account| (account.address, funded_balance_wei())).collect()
+    ACCOUNTS
+        .iter()
+        .map(|account| (account.address, funded_balance_wei()))
+        .collect()
 }

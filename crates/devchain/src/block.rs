@@ -1,7 +1,8 @@
 //! One mined block: header, transaction, receipt, and what undoes it.
 
 use alloy_consensus::{
-    Eip658Value, Header, Receipt, ReceiptEnvelope, ReceiptWithBloom, Transaction as _, TxEnvelope, TxType,
+    Eip658Value, Header, Receipt, ReceiptEnvelope, ReceiptWithBloom, Transaction as _, TxEnvelope,
+    TxType,
     proofs::{calculate_receipt_root, calculate_transaction_root},
     transaction::Recovered,
 };
@@ -57,8 +58,11 @@ impl MinedBlock {
         executed: Option<(Recovered<TxEnvelope>, ExecutionResult)>,
         changes: Vec<AccountChange>,
     ) -> Self {
-        let gas_used = executed.as_ref().map_or(0, |(_, result)| result.tx_gas_used());
-        let mut parts = executed.map(|(transaction, result)| (receipt(&transaction, result), transaction));
+        let gas_used = executed
+            .as_ref()
+            .map_or(0, |(_, result)| result.tx_gas_used());
+        let mut parts =
+            executed.map(|(transaction, result)| (receipt(&transaction, result), transaction));
         let header = Header {
             parent_hash: position.parent_hash,
             number: position.number,
@@ -67,78 +71,104 @@ impl MinedBlock {
             gas_used,
             base_fee_per_gas: Some(position.base_fee),
             state_root: state_commitment(position.parent_state, &changes),
-            logs_bloom: parts.as_ref().map_or(Bloom::ZERO, |((receipt, _), _)| *receipt.logs_bloom()),
-            receipts_root: calculate_receipt_root(parts.as_ref().map_or(&[][..], |((receipt, _), _)| {
-                std::slice::from_ref(receipt)
-            })),
-            transactions_root: calculate_transaction_root(parts.as_ref().map_or(&[][..], |(_, transaction)| {
-                std::slice::from_ref(transaction.inner())
-            })),
+            logs_bloom: parts
+                .as_ref()
+                .map_or(Bloom::ZERO, |((receipt, _), _)| *receipt.logs_bloom()),
+            receipts_root: calculate_receipt_root(
+                parts
+                    .as_ref()
+                    .map_or(&[][..], |((receipt, _), _)| std::slice::from_ref(receipt)),
+            ),
+            transactions_root: calculate_transaction_root(
+                parts.as_ref().map_or(&[][..], |(_, transaction)| {
+                    std::slice::from_ref(transaction.inner())
+                }),
+            ),
             ..Default::default()
         };
         let header = RpcHeader::new(header);
-        let transaction = parts.take().map(|((receipt, contract_address), transaction)| {
-            let price = transaction.effective_gas_price(Some(position.base_fee));
-            let receipt = TransactionReceipt {
-                transaction_hash: *transaction.tx_hash(),
-                transaction_index: Some(0),
-                block_hash: Some(header.hash),
-                block_number: Some(header.number),
-                gas_used,
-                effective_gas_price: price,
-                blob_gas_used: None,
-                blob_gas_price: None,
-                from: transaction.signer(),
-                to: transaction.to(),
-                contract_address,
-                inner: receipt.map_logs({
-                    let transaction_hash = *transaction.tx_hash();
-                    let mut log_index = 0;
-                    let header = &header;
-                    move |log| {
-                        log_index += 1;
-                        RpcLog {
-                            inner: log,
-                            block_hash: Some(header.hash),
-                            block_number: Some(header.number),
-                            block_timestamp: Some(header.timestamp),
-                            transaction_hash: Some(transaction_hash),
-                            transaction_index: Some(0),
-                            log_index: Some(log_index - 1),
-                            removed: false,
+        let transaction = parts
+            .take()
+            .map(|((receipt, contract_address), transaction)| {
+                let price = transaction.effective_gas_price(Some(position.base_fee));
+                let receipt = TransactionReceipt {
+                    transaction_hash: *transaction.tx_hash(),
+                    transaction_index: Some(0),
+                    block_hash: Some(header.hash),
+                    block_number: Some(header.number),
+                    gas_used,
+                    effective_gas_price: price,
+                    blob_gas_used: None,
+                    blob_gas_price: None,
+                    from: transaction.signer(),
+                    to: transaction.to(),
+                    contract_address,
+                    inner: receipt.map_logs({
+                        let transaction_hash = *transaction.tx_hash();
+                        let mut log_index = 0;
+                        let header = &header;
+                        move |log| {
+                            log_index += 1;
+                            RpcLog {
+                                inner: log,
+                                block_hash: Some(header.hash),
+                                block_number: Some(header.number),
+                                block_timestamp: Some(header.timestamp),
+                                transaction_hash: Some(transaction_hash),
+                                transaction_index: Some(0),
+                                log_index: Some(log_index - 1),
+                                removed: false,
+                            }
                         }
-                    }
-                }),
-            };
-            let transaction = Transaction {
-                inner: transaction,
-                block_hash: Some(header.hash),
-                block_number: Some(header.number),
-                transaction_index: Some(0),
-                effective_gas_price: Some(price),
-                block_timestamp: Some(header.timestamp),
-            };
-            (transaction, receipt)
-        });
-        Self { header, transaction, changes }
+                    }),
+                };
+                let transaction = Transaction {
+                    inner: transaction,
+                    block_hash: Some(header.hash),
+                    block_number: Some(header.number),
+                    transaction_index: Some(0),
+                    effective_gas_price: Some(price),
+                    block_timestamp: Some(header.timestamp),
+                };
+                (transaction, receipt)
+            });
+        Self {
+            header,
+            transaction,
+            changes,
+        }
     }
 
     pub(crate) fn transaction_hash(&self) -> Option<B256> {
-        self.transaction.as_ref().map(|(transaction, _)| *transaction.inner.tx_hash())
+        self.transaction
+            .as_ref()
+            .map(|(transaction, _)| *transaction.inner.tx_hash())
     }
 
     pub(crate) fn logs(&self) -> &[RpcLog] {
-        self.transaction.as_ref().map_or(&[], |(_, receipt)| receipt.logs())
+        self.transaction
+            .as_ref()
+            .map_or(&[], |(_, receipt)| receipt.logs())
     }
 
     /// The JSON-RPC form, with transactions in `full` or as hashes.
     pub(crate) fn to_rpc(&self, full: bool) -> Block {
         let transactions = if full {
-            BlockTransactions::Full(self.transaction.iter().map(|(transaction, _)| transaction.clone()).collect())
+            BlockTransactions::Full(
+                self.transaction
+                    .iter()
+                    .map(|(transaction, _)| transaction.clone())
+                    .collect(),
+            )
         } else {
             BlockTransactions::Hashes(self.transaction_hash().into_iter().collect())
         };
-        Block { header: self.header.clone(), uncles: Vec::new(), transactions, withdrawals: None }
+        Block {
+            header: self.header.clone(),
+            uncles: Vec::new(),
+            transactions,
+            withdrawals: None,
+        }
     }
 }
 
@@ -150,12 +180,23 @@ fn receipt(
     let status = Eip658Value::Eip658(result.is_success());
     let cumulative_gas_used = result.tx_gas_used();
     let (logs, created) = match result {
-        ExecutionResult::Success { logs, output: Output::Create(_, created), .. } => (logs, created),
+        ExecutionResult::Success {
+            logs,
+            output: Output::Create(_, created),
+            ..
+        } => (logs, created),
         ExecutionResult::Success { logs, .. } => (logs, None),
         _ => (Vec::new(), None),
     };
     let logs_bloom = logs.iter().collect();
-    let receipt = ReceiptWithBloom { receipt: Receipt { status, cumulative_gas_used, logs }, logs_bloom };
+    let receipt = ReceiptWithBloom {
+        receipt: Receipt {
+            status,
+            cumulative_gas_used,
+            logs,
+        },
+        logs_bloom,
+    };
     let envelope = match transaction.tx_type() {
         TxType::Legacy => ReceiptEnvelope::Legacy(receipt),
         TxType::Eip2930 => ReceiptEnvelope::Eip2930(receipt),

@@ -5,13 +5,17 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use alloy_consensus::{Transaction as _, TxEnvelope, constants::KECCAK_EMPTY, transaction::Recovered};
+use alloy_consensus::{
+    Transaction as _, TxEnvelope, constants::KECCAK_EMPTY, transaction::Recovered,
+};
 use alloy_eips::{
     BlockId, BlockNumberOrTag, Encodable2718,
     eip1559::{BaseFeeParams, calc_next_block_base_fee},
 };
 use alloy_primitives::{Address, B256, Bytes, U256};
-use alloy_rpc_types_eth::{Filter, Log as RpcLog, Transaction, TransactionReceipt, TransactionRequest};
+use alloy_rpc_types_eth::{
+    Filter, Log as RpcLog, Transaction, TransactionReceipt, TransactionRequest,
+};
 use revm::{
     Context, DatabaseCommit, DatabaseRef, ExecuteEvm, MainBuilder, MainContext,
     context::{BlockEnv, result::ExecutionResult},
@@ -81,7 +85,8 @@ impl Chain {
     pub(crate) fn open(options: &Options) -> Result<Self, Error> {
         let mut chain = Self::genesis(options)?;
         if let Some(directory) = &options.data_dir {
-            let (log, records) = ChainLog::open(directory, options.chain_id, chain.tip().header.hash)?;
+            let (log, records) =
+                ChainLog::open(directory, options.chain_id, chain.tip().header.hash)?;
             for record in records {
                 chain.replay(record, &log)?;
             }
@@ -118,23 +123,46 @@ impl Chain {
             .iter()
             .map(|&(address, balance)| BalanceOverride { address, balance })
             .collect();
-        let refused = |index, reason: RpcError| Error::Genesis { index, reason: reason.message };
-        let body = BlockBody { balance_overrides: funded, transaction: None };
-        chain.execute(body, options.genesis_timestamp).map_err(|reason| refused(0, reason))?;
+        let refused = |index, reason: RpcError| Error::Genesis {
+            index,
+            reason: reason.message,
+        };
+        let body = BlockBody {
+            balance_overrides: funded,
+            transaction: None,
+        };
+        chain
+            .execute(body, options.genesis_timestamp)
+            .map_err(|reason| refused(0, reason))?;
         for (index, raw) in options.genesis_transactions.iter().enumerate() {
-            let transaction = execution::decode_transaction(raw).map_err(|reason| refused(index, reason))?;
-            let body = BlockBody { transaction: Some(transaction), ..Default::default() };
-            chain.execute(body, options.genesis_timestamp).map_err(|reason| refused(index, reason))?;
-            let succeeded = chain.tip().transaction.as_ref().is_some_and(|(_, receipt)| receipt.inner.status());
+            let transaction =
+                execution::decode_transaction(raw).map_err(|reason| refused(index, reason))?;
+            let body = BlockBody {
+                transaction: Some(transaction),
+                ..Default::default()
+            };
+            chain
+                .execute(body, options.genesis_timestamp)
+                .map_err(|reason| refused(index, reason))?;
+            let succeeded = chain
+                .tip()
+                .transaction
+                .as_ref()
+                .is_some_and(|(_, receipt)| receipt.inner.status());
             if !succeeded {
-                return Err(Error::Genesis { index, reason: "the transaction reverts".to_owned() });
+                return Err(Error::Genesis {
+                    index,
+                    reason: "the transaction reverts".to_owned(),
+                });
             }
         }
         Ok(chain)
     }
 
     fn replay(&mut self, record: Record, log: &ChainLog) -> Result<(), Error> {
-        let damaged = || Error::NotAChainLog { path: log.path().to_owned() };
+        let damaged = || Error::NotAChainLog {
+            path: log.path().to_owned(),
+        };
         match record {
             Record::Block(record) => {
                 let number = self.blocks.len() as u64;
@@ -143,9 +171,17 @@ impl Chain {
                     Some(recorded) => Some(recover_recorded(&recorded).ok_or_else(damaged)?),
                     None => None,
                 };
-                let body = BlockBody { balance_overrides: record.balance_overrides, transaction };
-                let mismatch = |found| Error::ReplayMismatch { number, found, recorded: record.hash };
-                self.execute(body, record.timestamp).map_err(|_| mismatch(B256::ZERO))?;
+                let body = BlockBody {
+                    balance_overrides: record.balance_overrides,
+                    transaction,
+                };
+                let mismatch = |found| Error::ReplayMismatch {
+                    number,
+                    found,
+                    recorded: record.hash,
+                };
+                self.execute(body, record.timestamp)
+                    .map_err(|_| mismatch(B256::ZERO))?;
                 let found = self.tip().header.hash;
                 if found != record.hash {
                     return Err(mismatch(found));
@@ -164,7 +200,9 @@ impl Chain {
     // ---- reading ----
 
     pub(crate) fn tip(&self) -> &MinedBlock {
-        self.blocks.last().expect("the genesis block is made before the chain is handed out")
+        self.blocks
+            .last()
+            .expect("the genesis block is made before the chain is handed out")
     }
 
     pub(crate) fn tip_number(&self) -> u64 {
@@ -185,7 +223,10 @@ impl Chain {
 
     /// Blocks from `number` on; empty beyond the tip.
     pub(crate) fn blocks_from(&self, number: u64) -> &[MinedBlock] {
-        usize::try_from(number).ok().and_then(|start| self.blocks.get(start..)).unwrap_or_default()
+        usize::try_from(number)
+            .ok()
+            .and_then(|start| self.blocks.get(start..))
+            .unwrap_or_default()
     }
 
     /// Resolves a tag. Mining is immediate, so "pending", "safe" and "finalized" are the newest block.
@@ -217,12 +258,17 @@ impl Chain {
     }
 
     fn mined(&self, hash: B256) -> Option<&(Transaction, TransactionReceipt)> {
-        self.block(*self.block_by_transaction.get(&hash)?)?.transaction.as_ref()
+        self.block(*self.block_by_transaction.get(&hash)?)?
+            .transaction
+            .as_ref()
     }
 
     /// The account after block `number`.
     pub(crate) fn account(&self, address: Address, number: u64) -> AccountInfo {
-        let first_change = self.blocks_from(number + 1).iter().find_map(|block| find_change(block, address));
+        let first_change = self
+            .blocks_from(number + 1)
+            .iter()
+            .find_map(|block| find_change(block, address));
         match first_change {
             Some(change) => change.before.clone(),
             None => account(&self.state, address),
@@ -240,7 +286,11 @@ impl Chain {
 
     pub(crate) fn storage(&self, address: Address, slot: U256, number: u64) -> U256 {
         let first_change = self.blocks_from(number + 1).iter().find_map(|block| {
-            find_change(block, address)?.slots.iter().find(|change| change.slot == slot).map(|change| change.before)
+            find_change(block, address)?
+                .slots
+                .iter()
+                .find(|change| change.slot == slot)
+                .map(|change| change.before)
         });
         first_change.unwrap_or_else(|| {
             let Ok(value) = self.state.storage_ref(address, slot);
@@ -250,7 +300,8 @@ impl Chain {
 
     /// The next nonce of the account, counting the transactions that will be mined without a gap.
     pub(crate) fn pending_nonce(&self, address: Address) -> u64 {
-        self.queue.pending_nonce(address, account(&self.state, address).nonce)
+        self.queue
+            .pending_nonce(address, account(&self.state, address).nonce)
     }
 
     pub(crate) fn next_base_fee(&self) -> u64 {
@@ -268,17 +319,27 @@ impl Chain {
     /// # Errors
     ///
     /// When there are more than `max_logs`.
-    pub(crate) fn logs(&self, filter: &Filter, from: u64, to: u64, max_logs: usize) -> Result<Vec<&RpcLog>, RpcError> {
+    pub(crate) fn logs(
+        &self,
+        filter: &Filter,
+        from: u64,
+        to: u64,
+        max_logs: usize,
+    ) -> Result<Vec<&RpcLog>, RpcError> {
         let mut found = Vec::new();
         let count = (to + 1).saturating_sub(from);
-        for block in self.blocks_from(from).iter().take(usize::try_from(count).unwrap_or(usize::MAX)) {
+        for block in self
+            .blocks_from(from)
+            .iter()
+            .take(usize::try_from(count).unwrap_or(usize::MAX))
+        {
             if !filter.matches_bloom(block.header.logs_bloom) {
                 continue;
             }
-            let matching = block
-                .logs()
-                .iter()
-                .filter(|log| filter.matches_address(log.inner.address) && filter.matches_topics(log.inner.topics()));
+            let matching = block.logs().iter().filter(|log| {
+                filter.matches_address(log.inner.address)
+                    && filter.matches_topics(log.inner.topics())
+            });
             found.extend(matching);
             if found.len() > max_logs {
                 return Err(RpcError::limit(format!(
@@ -302,14 +363,21 @@ impl Chain {
         let mut block = self.block_environment(self.next_time());
         block.number = U256::from(number);
         if number < self.tip_number() {
-            let header = &self.block(number).ok_or_else(|| RpcError::new(-32001, "header not found"))?.header;
+            let header = &self
+                .block(number)
+                .ok_or_else(|| RpcError::new(-32001, "header not found"))?
+                .header;
             block.timestamp = U256::from(header.timestamp);
         }
         self.execute_call(request, block, self.state_after(number), gas_limit)
     }
 
     /// The smallest gas limit, within a tolerance of 1.5 %, with which `request` succeeds after block `number`.
-    pub(crate) fn estimate_gas(&self, request: &TransactionRequest, number: u64) -> Result<u64, RpcError> {
+    pub(crate) fn estimate_gas(
+        &self,
+        request: &TransactionRequest,
+        number: u64,
+    ) -> Result<u64, RpcError> {
         let limit = request.gas.unwrap_or(self.gas_limit).min(self.gas_limit);
         let state = self.state_after(number);
         let run = |gas| {
@@ -358,11 +426,21 @@ impl Chain {
     ) -> Result<ExecutionResult, RpcError> {
         let Ok(caller) = state.basic_ref(execution::caller(request));
         let nonce = caller.unwrap_or_default().nonce;
-        let environment = execution::call_environment(request, self.chain_id, nonce, gas_limit.min(self.gas_limit));
+        let environment = execution::call_environment(
+            request,
+            self.chain_id,
+            nonce,
+            gas_limit.min(self.gas_limit),
+        );
         let configuration = execution::call_configuration(self.chain_id, environment.value);
-        let mut evm =
-            Context::mainnet().with_db(state).with_cfg(configuration).with_block(block).build_mainnet();
-        evm.transact(environment).map(|outcome| outcome.result).map_err(|error| execution::refusal(&error))
+        let mut evm = Context::mainnet()
+            .with_db(state)
+            .with_cfg(configuration)
+            .with_block(block)
+            .build_mainnet();
+        evm.transact(environment)
+            .map(|outcome| outcome.result)
+            .map_err(|error| execution::refusal(&error))
     }
 
     /// The state after block `number`: the newest one with the blocks above it undone.
@@ -379,9 +457,15 @@ impl Chain {
             number: U256::from(self.blocks.len()),
             timestamp: U256::from(timestamp),
             gas_limit: self.gas_limit,
-            basefee: self.blocks.last().map_or(GENESIS_BASE_FEE_WEI, |_| self.next_base_fee()),
+            basefee: self
+                .blocks
+                .last()
+                .map_or(GENESIS_BASE_FEE_WEI, |_| self.next_base_fee()),
             prevrandao: Some(B256::ZERO),
-            blob_excess_gas_and_price: Some(BlobExcessGasAndPrice { excess_blob_gas: 0, blob_gasprice: 1 }),
+            blob_excess_gas_and_price: Some(BlobExcessGasAndPrice {
+                excess_blob_gas: 0,
+                blob_gasprice: 1,
+            }),
             ..Default::default()
         }
     }
@@ -405,18 +489,26 @@ impl Chain {
         }
         let next_nonce = account(&self.state, sender).nonce;
         if nonce < next_nonce {
-            return Err(RpcError::server(execution::nonce_too_low(next_nonce, nonce)));
+            return Err(RpcError::server(execution::nonce_too_low(
+                next_nonce, nonce,
+            )));
         }
         if nonce > next_nonce {
             self.queue.insert(transaction, next_nonce)?;
             return Ok(hash);
         }
-        self.mine(BlockBody { transaction: Some(transaction), ..Default::default() })?;
+        self.mine(BlockBody {
+            transaction: Some(transaction),
+            ..Default::default()
+        })?;
         // It may have been queued before the account's nonce was set back.
         self.queue.take(sender, nonce);
         while let Some(waiting) = self.queue.take(sender, account(&self.state, sender).nonce) {
             let waiting_hash = *waiting.tx_hash();
-            if let Err(reason) = self.mine(BlockBody { transaction: Some(waiting), ..Default::default() }) {
+            if let Err(reason) = self.mine(BlockBody {
+                transaction: Some(waiting),
+                ..Default::default()
+            }) {
                 tracing::warn!(transaction = %waiting_hash, %reason, "a queued transaction is dropped");
                 break;
             }
@@ -432,7 +524,10 @@ impl Chain {
     /// Sets a balance. The change is a block of its own, so that history and roll-back stay exact.
     pub(crate) fn set_balance(&mut self, address: Address, balance: U256) -> Result<(), RpcError> {
         let balance_overrides = vec![BalanceOverride { address, balance }];
-        self.mine(BlockBody { balance_overrides, transaction: None })
+        self.mine(BlockBody {
+            balance_overrides,
+            transaction: None,
+        })
     }
 
     /// Moves the clock forward; returns by how much it is ahead in all, in seconds.
@@ -449,7 +544,9 @@ impl Chain {
     pub(crate) fn set_next_timestamp(&mut self, timestamp: u64) -> Result<(), RpcError> {
         let tip = self.tip().header.timestamp;
         if timestamp < tip || timestamp > MAX_TIME {
-            return Err(RpcError::invalid_params(format!("timestamp {timestamp} is before the last block's, {tip}")));
+            return Err(RpcError::invalid_params(format!(
+                "timestamp {timestamp} is before the last block's, {tip}"
+            )));
         }
         self.next_timestamp = Some(timestamp);
         self.time_offset_s = timestamp as i64 - self.clock() as i64;
@@ -458,7 +555,9 @@ impl Chain {
 
     /// The timestamp that a block mined now would get, in seconds.
     pub(crate) fn next_time(&self) -> u64 {
-        let now = self.next_timestamp.unwrap_or_else(|| self.clock().saturating_add_signed(self.time_offset_s));
+        let now = self
+            .next_timestamp
+            .unwrap_or_else(|| self.clock().saturating_add_signed(self.time_offset_s));
         now.max(self.blocks.last().map_or(0, |tip| tip.header.timestamp))
     }
 
@@ -484,7 +583,9 @@ impl Chain {
     /// Goes back to a snapshot, which is used up with all later ones; returns the height, or nothing for an unknown
     /// id. Waiting transactions are forgotten.
     pub(crate) fn revert(&mut self, id: u64) -> Result<Option<u64>, RpcError> {
-        let Some(position) = self.snapshots.iter().position(|snapshot| snapshot.id == id) else { return Ok(None) };
+        let Some(position) = self.snapshots.iter().position(|snapshot| snapshot.id == id) else {
+            return Ok(None);
+        };
         let height = self.snapshots[position].height;
         self.record(&Record::Rollback { height })?;
         self.roll_back(height);
@@ -511,10 +612,14 @@ impl Chain {
         self.next_timestamp = None;
         if self.log.is_some() {
             let block = self.tip();
-            let transactions = block.transaction.iter().map(|(transaction, _)| RecordedTransaction {
-                sender: transaction.inner.signer(),
-                raw: transaction.inner.inner().encoded_2718().into(),
-            });
+            let transactions =
+                block
+                    .transaction
+                    .iter()
+                    .map(|(transaction, _)| RecordedTransaction {
+                        sender: transaction.inner.signer(),
+                        raw: transaction.inner.inner().encoded_2718().into(),
+                    });
             let record = Record::Block(BlockRecord {
                 timestamp,
                 hash: block.header.hash,
@@ -527,7 +632,9 @@ impl Chain {
     }
 
     fn record(&mut self, record: &Record) -> Result<(), RpcError> {
-        let Some(log) = &mut self.log else { return Ok(()) };
+        let Some(log) = &mut self.log else {
+            return Ok(());
+        };
         log.append(record).map_err(|error| {
             tracing::error!(path = %log.path().display(), %error, "the chain log cannot be written; the chain stops");
             self.log_failed = true;
@@ -556,15 +663,31 @@ impl Chain {
         }
         for BalanceOverride { address, balance } in body.balance_overrides {
             let before = without_code(account(&self.state, address));
-            let after = AccountInfo { balance, ..before.clone() };
+            let after = AccountInfo {
+                balance,
+                ..before.clone()
+            };
             self.state.insert_account_info(address, after.clone());
-            changes.push(AccountChange { address, before, after, slots: Vec::new() });
+            changes.push(AccountChange {
+                address,
+                before,
+                after,
+                slots: Vec::new(),
+            });
         }
         let (parent_hash, parent_state) =
-            self.blocks.last().map_or((B256::ZERO, B256::ZERO), |tip| (tip.header.hash, tip.header.state_root));
+            self.blocks.last().map_or((B256::ZERO, B256::ZERO), |tip| {
+                (tip.header.hash, tip.header.state_root)
+            });
         let number = self.blocks.len() as u64;
-        let position =
-            Position { parent_hash, parent_state, number, timestamp, gas_limit: self.gas_limit, base_fee };
+        let position = Position {
+            parent_hash,
+            parent_state,
+            number,
+            timestamp,
+            gas_limit: self.gas_limit,
+            base_fee,
+        };
         let block = MinedBlock::new(position, executed, changes);
         self.number_by_hash.insert(block.header.hash, number);
         if let Some(hash) = block.transaction_hash() {
@@ -581,10 +704,16 @@ impl Chain {
 
     fn roll_back(&mut self, height: u64) {
         while self.tip_number() > height {
-            let block = self.blocks.pop().expect("the tip is above a height, so it exists");
+            let block = self
+                .blocks
+                .pop()
+                .expect("the tip is above a height, so it exists");
             undo(&mut self.state, &block);
             self.number_by_hash.remove(&block.header.hash);
-            self.state.cache.block_hashes.remove(&U256::from(block.header.number));
+            self.state
+                .cache
+                .block_hashes
+                .remove(&U256::from(block.header.number));
             if let Some(hash) = block.transaction_hash() {
                 self.block_by_transaction.remove(&hash);
             }
@@ -592,7 +721,10 @@ impl Chain {
         // Hashes that had become unreachable are reachable again.
         for number in height.saturating_sub(REACHABLE_BLOCK_HASHES)..=height {
             let hash = self.blocks[number as usize].header.hash;
-            self.state.cache.block_hashes.insert(U256::from(number), hash);
+            self.state
+                .cache
+                .block_hashes
+                .insert(U256::from(number), hash);
         }
     }
 }
@@ -601,25 +733,39 @@ impl Chain {
 const MAX_TIME: u64 = 253_402_300_799;
 
 fn unix_time() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |elapsed| elapsed.as_secs())
 }
 
 fn log_failure() -> RpcError {
-    RpcError::new(-32603, "the chain log cannot be written, so no block is accepted")
+    RpcError::new(
+        -32603,
+        "the chain log cannot be written, so no block is accepted",
+    )
 }
 
-fn account(state: &impl DatabaseRef<Error = std::convert::Infallible>, address: Address) -> AccountInfo {
+fn account(
+    state: &impl DatabaseRef<Error = std::convert::Infallible>,
+    address: Address,
+) -> AccountInfo {
     let Ok(account) = state.basic_ref(address);
     account.unwrap_or_default()
 }
 
 /// Code is found by its hash; the copy in the account would only take memory in every undo record.
 fn without_code(account: AccountInfo) -> AccountInfo {
-    AccountInfo { code: None, ..account }
+    AccountInfo {
+        code: None,
+        ..account
+    }
 }
 
 fn find_change(block: &MinedBlock, address: Address) -> Option<&AccountChange> {
-    block.changes.iter().find(|change| change.address == address)
+    block
+        .changes
+        .iter()
+        .find(|change| change.address == address)
 }
 
 /// What committing `outcome` to `state` will change, sorted by address.
@@ -631,23 +777,40 @@ fn account_changes(state: &State, outcome: &EvmState) -> Vec<AccountChange> {
             let before = without_code(self::account(state, address));
             if account.is_selfdestructed() {
                 // Only a contract of this same transaction can vanish, and it had no slots before.
-                return AccountChange { address, before, after: AccountInfo::default(), slots: Vec::new() };
+                return AccountChange {
+                    address,
+                    before,
+                    after: AccountInfo::default(),
+                    slots: Vec::new(),
+                };
             }
             let mut slots: Vec<SlotChange> = account
                 .storage
                 .iter()
                 .filter(|(_, value)| value.is_changed())
-                .map(|(&slot, value)| SlotChange { slot, before: value.original_value(), after: value.present_value() })
+                .map(|(&slot, value)| SlotChange {
+                    slot,
+                    before: value.original_value(),
+                    after: value.present_value(),
+                })
                 .collect();
             slots.sort_unstable_by_key(|change| change.slot);
-            AccountChange { address, before, after: without_code(account.info.clone()), slots }
+            AccountChange {
+                address,
+                before,
+                after: without_code(account.info.clone()),
+                slots,
+            }
         })
         .collect();
     changes.sort_unstable_by_key(|change| change.address);
     changes
 }
 
-fn undo<D: DatabaseRef<Error = std::convert::Infallible>>(state: &mut CacheDB<D>, block: &MinedBlock) {
+fn undo<D: DatabaseRef<Error = std::convert::Infallible>>(
+    state: &mut CacheDB<D>,
+    block: &MinedBlock,
+) {
     for change in block.changes.iter().rev() {
         state.insert_account_info(change.address, change.before.clone());
         for slot in &change.slots {

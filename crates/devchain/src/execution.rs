@@ -21,15 +21,20 @@ use crate::RpcError;
 /// Decodes a signed transaction and recovers its sender.
 pub(crate) fn decode_transaction(raw: &[u8]) -> Result<Recovered<TxEnvelope>, RpcError> {
     let mut rest = raw;
-    let transaction = TxEnvelope::decode_2718(&mut rest)
-        .map_err(|error| RpcError::server(format!("failed to decode signed transaction: {error}")))?;
+    let transaction = TxEnvelope::decode_2718(&mut rest).map_err(|error| {
+        RpcError::server(format!("failed to decode signed transaction: {error}"))
+    })?;
     if !rest.is_empty() {
-        return Err(RpcError::server("failed to decode signed transaction: trailing bytes"));
+        return Err(RpcError::server(
+            "failed to decode signed transaction: trailing bytes",
+        ));
     }
     if transaction.is_eip4844() {
         return Err(RpcError::server("transaction type not supported"));
     }
-    let sender = transaction.recover_signer().map_err(|_| RpcError::server("invalid sender"))?;
+    let sender = transaction
+        .recover_signer()
+        .map_err(|_| RpcError::server("invalid sender"))?;
     Ok(Recovered::new_unchecked(transaction, sender))
 }
 
@@ -70,7 +75,12 @@ pub(crate) fn transaction_environment(transaction: &Recovered<TxEnvelope>) -> Tx
 }
 
 /// `nonce` is the sender's: a call that creates a contract gets the address that a transaction would.
-pub(crate) fn call_environment(request: &TransactionRequest, chain_id: u64, nonce: u64, gas_limit: u64) -> TxEnv {
+pub(crate) fn call_environment(
+    request: &TransactionRequest,
+    chain_id: u64,
+    nonce: u64,
+    gas_limit: u64,
+) -> TxEnv {
     TxEnv {
         caller: caller(request),
         gas_limit,
@@ -95,7 +105,9 @@ pub(crate) fn refusal<E: std::fmt::Debug>(error: &EVMError<E>) -> RpcError {
         EVMError::Transaction(InvalidTransaction::LackOfFundForMaxFee { fee, balance }) => {
             format!("insufficient funds for gas * price + value: have {balance} want {fee}")
         }
-        EVMError::Transaction(InvalidTransaction::NonceTooLow { tx, state }) => nonce_too_low(*state, *tx),
+        EVMError::Transaction(InvalidTransaction::NonceTooLow { tx, state }) => {
+            nonce_too_low(*state, *tx)
+        }
         EVMError::Transaction(InvalidTransaction::GasPriceLessThanBasefee) => {
             "max fee per gas less than block base fee".to_owned()
         }
@@ -103,12 +115,22 @@ pub(crate) fn refusal<E: std::fmt::Debug>(error: &EVMError<E>) -> RpcError {
             "max priority fee per gas higher than max fee per gas".to_owned()
         }
         EVMError::Transaction(
-            InvalidTransaction::CallGasCostMoreThanGasLimit { initial_gas: needed, gas_limit }
-            | InvalidTransaction::GasFloorMoreThanGasLimit { gas_floor: needed, gas_limit },
+            InvalidTransaction::CallGasCostMoreThanGasLimit {
+                initial_gas: needed,
+                gas_limit,
+            }
+            | InvalidTransaction::GasFloorMoreThanGasLimit {
+                gas_floor: needed,
+                gas_limit,
+            },
         ) => format!("intrinsic gas too low: have {gas_limit}, want {needed}"),
-        EVMError::Transaction(InvalidTransaction::CallerGasLimitMoreThanBlock) => EXCEEDS_BLOCK_GAS.to_owned(),
+        EVMError::Transaction(InvalidTransaction::CallerGasLimitMoreThanBlock) => {
+            EXCEEDS_BLOCK_GAS.to_owned()
+        }
         EVMError::Transaction(InvalidTransaction::InvalidChainId) => INVALID_CHAIN_ID.to_owned(),
-        EVMError::Transaction(InvalidTransaction::CreateInitCodeSizeLimit) => "max initcode size exceeded".to_owned(),
+        EVMError::Transaction(InvalidTransaction::CreateInitCodeSizeLimit) => {
+            "max initcode size exceeded".to_owned()
+        }
         EVMError::Transaction(error) => format!("invalid transaction: {error}"),
         error => format!("execution failed: {error:?}"),
     })
@@ -125,13 +147,20 @@ pub(crate) fn nonce_too_low(next: u64, found: u64) -> String {
 pub(crate) fn call_output(result: ExecutionResult, gas_limit: u64) -> Result<Bytes, RpcError> {
     match result {
         ExecutionResult::Success { output, .. } => Ok(output.into_data()),
-        ExecutionResult::Revert { output, .. } => {
-            Err(RpcError { code: 3, message: revert_message(&output), data: Some(output) })
+        ExecutionResult::Revert { output, .. } => Err(RpcError {
+            code: 3,
+            message: revert_message(&output),
+            data: Some(output),
+        }),
+        ExecutionResult::Halt {
+            reason: HaltReason::OutOfGas(_),
+            ..
+        } => Err(RpcError::server(format!(
+            "out of gas: gas required exceeds allowance ({gas_limit})"
+        ))),
+        ExecutionResult::Halt { reason, .. } => {
+            Err(RpcError::server(format!("execution halted: {reason:?}")))
         }
-        ExecutionResult::Halt { reason: HaltReason::OutOfGas(_), .. } => {
-            Err(RpcError::server(format!("out of gas: gas required exceeds allowance ({gas_limit})")))
-        }
-        ExecutionResult::Halt { reason, .. } => Err(RpcError::server(format!("execution halted: {reason:?}"))),
     }
 }
 
@@ -145,7 +174,10 @@ fn revert_message(data: &[u8]) -> String {
             |reason| format!("execution reverted: {}", String::from_utf8_lossy(reason)),
         ),
         Some((&PANIC, body)) if body.len() == 32 => {
-            format!("execution reverted: panic code {:#04x}", U256::from_be_slice(body))
+            format!(
+                "execution reverted: panic code {:#04x}",
+                U256::from_be_slice(body)
+            )
         }
         _ => "execution reverted".to_owned(),
     }
@@ -174,7 +206,10 @@ mod tests {
         assert_eq!(revert_message(&text[..20]), "execution reverted");
         let mut panic = hex!("4e487b71").to_vec();
         panic.extend(U256::from(0x11).to_be_bytes::<32>());
-        assert_eq!(revert_message(&panic), "execution reverted: panic code 0x11");
+        assert_eq!(
+            revert_message(&panic),
+            "execution reverted: panic code 0x11"
+        );
         assert_eq!(revert_message(&[]), "execution reverted");
     }
 }

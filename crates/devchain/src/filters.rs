@@ -41,13 +41,23 @@ pub(crate) struct Filters {
 impl Filters {
     /// Installs a filter that reports from the block after `tip` on.
     pub(crate) fn install(&mut self, watch: Watch, tip: u64, now: Instant) -> u64 {
-        self.installed.retain(|_, filter| now.saturating_duration_since(filter.last_poll) < IDLE_LIMIT);
+        self.installed
+            .retain(|_, filter| now.saturating_duration_since(filter.last_poll) < IDLE_LIMIT);
         if self.installed.len() >= MAX_FILTERS {
-            let oldest = self.installed.iter().min_by_key(|(_, filter)| filter.last_poll).map(|(id, _)| *id);
+            let oldest = self
+                .installed
+                .iter()
+                .min_by_key(|(_, filter)| filter.last_poll)
+                .map(|(id, _)| *id);
             oldest.map(|id| self.installed.remove(&id));
         }
         self.last_id += 1;
-        let filter = Installed { watch, created_at_block: tip, next_block: tip + 1, last_poll: now };
+        let filter = Installed {
+            watch,
+            created_at_block: tip,
+            next_block: tip + 1,
+            last_poll: now,
+        };
         self.installed.insert(self.last_id, filter);
         self.last_id
     }
@@ -57,19 +67,36 @@ impl Filters {
     }
 
     /// What came since the last poll.
-    pub(crate) fn changes(&mut self, id: u64, chain: &Chain, max_logs: usize, now: Instant) -> Result<Value, RpcError> {
+    pub(crate) fn changes(
+        &mut self,
+        id: u64,
+        chain: &Chain,
+        max_logs: usize,
+        now: Instant,
+    ) -> Result<Value, RpcError> {
         let filter = self.installed.get_mut(&id).ok_or_else(not_found)?;
         filter.last_poll = now;
         let new_blocks = chain.blocks_from(filter.next_block);
         let changes = match &filter.watch {
-            Watch::Blocks => to_value(new_blocks.iter().map(|block| block.header.hash).collect::<Vec<_>>())?,
+            Watch::Blocks => to_value(
+                new_blocks
+                    .iter()
+                    .map(|block| block.header.hash)
+                    .collect::<Vec<_>>(),
+            )?,
             Watch::Transactions => {
-                let hashes: Vec<B256> = new_blocks.iter().filter_map(|block| block.transaction_hash()).collect();
+                let hashes: Vec<B256> = new_blocks
+                    .iter()
+                    .filter_map(|block| block.transaction_hash())
+                    .collect();
                 to_value(hashes)?
             }
             Watch::Logs(wanted) => {
                 let from = filter.next_block.max(wanted.get_from_block().unwrap_or(0));
-                let to = wanted.get_to_block().unwrap_or(u64::MAX).min(chain.tip_number());
+                let to = wanted
+                    .get_to_block()
+                    .unwrap_or(u64::MAX)
+                    .min(chain.tip_number());
                 to_value(chain.logs(wanted, from, to, max_logs)?)?
             }
         };
@@ -80,9 +107,11 @@ impl Filters {
     /// The filter itself and the block at which it was installed.
     pub(crate) fn log_filter(&self, id: u64) -> Result<(Filter, u64), RpcError> {
         match self.installed.get(&id) {
-            Some(Installed { watch: Watch::Logs(filter), created_at_block, .. }) => {
-                Ok((filter.as_ref().clone(), *created_at_block))
-            }
+            Some(Installed {
+                watch: Watch::Logs(filter),
+                created_at_block,
+                ..
+            }) => Ok((filter.as_ref().clone(), *created_at_block)),
             _ => Err(not_found()),
         }
     }

@@ -146,14 +146,20 @@ impl DevChain {
     /// [`Error::NotAChainLog`], [`Error::DamagedLog`], [`Error::ReplayMismatch`] and [`Error::File`] for the directory.
     pub fn open(options: Options) -> Result<Self, Error> {
         let chain = Chain::open(&options)?;
-        tracing::debug!(chain.id = options.chain_id, block = chain.tip_number(), "the chain is open");
+        tracing::debug!(
+            chain.id = options.chain_id,
+            block = chain.tip_number(),
+            "the chain is open"
+        );
         let service = Service {
             chain: RwLock::new(chain),
             filters: Mutex::default(),
             limits: options.limits,
             dev_methods: options.dev_methods,
         };
-        Ok(Self { service: Arc::new(service) })
+        Ok(Self {
+            service: Arc::new(service),
+        })
     }
 
     /// Serves JSON-RPC on `listener`, which must be bound to a loopback address; port 0 is fine. Call it within a

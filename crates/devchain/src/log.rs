@@ -73,8 +73,15 @@ pub(crate) struct ChainLog {
 
 impl ChainLog {
     /// Opens or creates the log in `directory` and returns its records.
-    pub(crate) fn open(directory: &Path, chain_id: u64, genesis: B256) -> Result<(Self, Vec<Record>), Error> {
-        let in_directory = |source| Error::File { path: directory.to_owned(), source };
+    pub(crate) fn open(
+        directory: &Path,
+        chain_id: u64,
+        genesis: B256,
+    ) -> Result<(Self, Vec<Record>), Error> {
+        let in_directory = |source| Error::File {
+            path: directory.to_owned(),
+            source,
+        };
         std::fs::create_dir_all(directory).map_err(in_directory)?;
         let lock_path = directory.join("lock");
         let lock = OpenOptions::new()
@@ -82,15 +89,30 @@ impl ChainLog {
             .truncate(false)
             .write(true)
             .open(&lock_path)
-            .map_err(|source| Error::File { path: lock_path.clone(), source })?;
+            .map_err(|source| Error::File {
+                path: lock_path.clone(),
+                source,
+            })?;
         match lock.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(Error::InUse { path: directory.to_owned() }),
-            Err(TryLockError::Error(source)) => return Err(Error::File { path: lock_path, source }),
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::InUse {
+                    path: directory.to_owned(),
+                });
+            }
+            Err(TryLockError::Error(source)) => {
+                return Err(Error::File {
+                    path: lock_path,
+                    source,
+                });
+            }
         }
 
         let path = directory.join("chain.log");
-        let failed = |source| Error::File { path: path.clone(), source };
+        let failed = |source| Error::File {
+            path: path.clone(),
+            source,
+        };
         let mut file = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -101,9 +123,15 @@ impl ChainLog {
         let length = file.metadata().map_err(failed)?.len();
         let records = if length < HEADER_BYTES as u64 {
             // New, or the very first write was cut short.
-            file.set_len(0).and_then(|()| file.rewind()).map_err(failed)?;
-            file.write_all(&header(chain_id, genesis)).and_then(|()| file.sync_all()).map_err(failed)?;
-            File::open(directory).and_then(|d| d.sync_all()).map_err(in_directory)?;
+            file.set_len(0)
+                .and_then(|()| file.rewind())
+                .map_err(failed)?;
+            file.write_all(&header(chain_id, genesis))
+                .and_then(|()| file.sync_all())
+                .map_err(failed)?;
+            File::open(directory)
+                .and_then(|d| d.sync_all())
+                .map_err(in_directory)?;
             Vec::new()
         } else {
             let (records, valid_bytes) = read(&path, &mut file, length, chain_id, genesis)?;
@@ -113,7 +141,9 @@ impl ChainLog {
                     dropped_bytes = length - valid_bytes,
                     "the chain log ends in a half-written record, which is dropped"
                 );
-                file.set_len(valid_bytes).and_then(|()| file.sync_all()).map_err(failed)?;
+                file.set_len(valid_bytes)
+                    .and_then(|()| file.sync_all())
+                    .map_err(failed)?;
             }
             file.seek(SeekFrom::End(0)).map_err(failed)?;
             records
@@ -126,7 +156,16 @@ impl ChainLog {
             .name("chain-log".into())
             .spawn(move || sync_when_dirty(&synced, &receiver, &syncer_path))
             .map_err(failed)?;
-        Ok((Self { file, path, dirty: Some(dirty), syncer: Some(syncer), _lock: lock }, records))
+        Ok((
+            Self {
+                file,
+                path,
+                dirty: Some(dirty),
+                syncer: Some(syncer),
+                _lock: lock,
+            },
+            records,
+        ))
     }
 
     /// Appends a record. It survives the death of the process at once, and of the machine after [`SYNC_INTERVAL`].
@@ -141,7 +180,9 @@ impl ChainLog {
             match dirty.try_send(()) {
                 // A full channel means that a sync is due already.
                 Ok(()) | Err(TrySendError::Full(())) => {}
-                Err(TrySendError::Disconnected(())) => return Err(io::Error::other("the log was not forced to disk")),
+                Err(TrySendError::Disconnected(())) => {
+                    return Err(io::Error::other("the log was not forced to disk"));
+                }
             }
         }
         Ok(())
@@ -186,7 +227,12 @@ fn sync_when_dirty(file: &File, dirty: &Receiver<()>, path: &Path) {
 }
 
 fn header(chain_id: u64, genesis: B256) -> Vec<u8> {
-    [MAGIC.as_slice(), &chain_id.to_le_bytes(), genesis.as_slice()].concat()
+    [
+        MAGIC.as_slice(),
+        &chain_id.to_le_bytes(),
+        genesis.as_slice(),
+    ]
+    .concat()
 }
 
 /// Reads all records; returns them and the number of bytes up to the end of the last intact one.
@@ -197,17 +243,26 @@ fn read(
     chain_id: u64,
     genesis: B256,
 ) -> Result<(Vec<Record>, u64), Error> {
-    let failed = |source| Error::File { path: path.to_owned(), source };
+    let failed = |source| Error::File {
+        path: path.to_owned(),
+        source,
+    };
     file.rewind().map_err(failed)?;
     let mut reader = BufReader::with_capacity(1 << 20, file);
     let mut found = [0; HEADER_BYTES];
     reader.read_exact(&mut found).map_err(failed)?;
     if !found.starts_with(MAGIC) {
-        return Err(Error::NotAChainLog { path: path.to_owned() });
+        return Err(Error::NotAChainLog {
+            path: path.to_owned(),
+        });
     }
     if found != header(chain_id, genesis)[..] {
         let found = B256::from_slice(&found[HEADER_BYTES - 32..]);
-        return Err(Error::OtherGenesis { path: path.to_owned(), found, expected: genesis });
+        return Err(Error::OtherGenesis {
+            path: path.to_owned(),
+            found,
+            expected: genesis,
+        });
     }
     let mut records = Vec::new();
     let mut offset = HEADER_BYTES as u64;
@@ -222,7 +277,10 @@ fn read(
                 // A torn write is the last thing in the file. An intact record behind the bad one means that something
                 // else happened, and cutting here would silently forget blocks that are there.
                 return match read_record(&mut reader, length - offset - bytes).map_err(failed)? {
-                    Frame::Intact(..) => Err(Error::DamagedLog { path: path.to_owned(), offset }),
+                    Frame::Intact(..) => Err(Error::DamagedLog {
+                        path: path.to_owned(),
+                        offset,
+                    }),
                     Frame::Short | Frame::Damaged(_) => Ok((records, offset)),
                 };
             }
@@ -279,7 +337,9 @@ fn decode(payload: &[u8]) -> Option<Record> {
     let (kind, mut rest) = payload.split_first()?;
     let record = match kind {
         1 => Record::Block(BlockRecord::decode(&mut rest).ok()?),
-        2 => Record::Rollback { height: u64::decode(&mut rest).ok()? },
+        2 => Record::Rollback {
+            height: u64::decode(&mut rest).ok()?,
+        },
         _ => return None,
     };
     rest.is_empty().then_some(record)
@@ -293,7 +353,10 @@ mod tests {
         Record::Block(BlockRecord {
             timestamp: 7,
             hash: B256::repeat_byte(number),
-            balance_overrides: vec![BalanceOverride { address: Address::repeat_byte(1), balance: U256::from(5) }],
+            balance_overrides: vec![BalanceOverride {
+                address: Address::repeat_byte(1),
+                balance: U256::from(5),
+            }],
             transactions: vec![RecordedTransaction {
                 sender: Address::repeat_byte(number),
                 raw: Bytes::from(vec![number; 300]),
@@ -328,7 +391,11 @@ mod tests {
         let whole = std::fs::read(&path).unwrap();
         for cut in kept as usize..whole.len() {
             std::fs::write(&path, &whole[..cut]).unwrap();
-            assert_eq!(reopen(directory.path()).unwrap(), [block(1)], "cut at {cut}");
+            assert_eq!(
+                reopen(directory.path()).unwrap(),
+                [block(1)],
+                "cut at {cut}"
+            );
             assert_eq!(std::fs::metadata(&path).unwrap().len(), kept);
         }
         // Bytes that were never written are zeros after some power cuts.
@@ -364,6 +431,9 @@ mod tests {
         let other = ChainLog::open(directory.path(), 1, B256::repeat_byte(9));
         assert!(matches!(other, Err(Error::OtherGenesis { .. })));
         std::fs::write(directory.path().join("chain.log"), [b'x'; 100]).unwrap();
-        assert!(matches!(reopen(directory.path()), Err(Error::NotAChainLog { .. })));
+        assert!(matches!(
+            reopen(directory.path()),
+            Err(Error::NotAChainLog { .. })
+        ));
     }
 }

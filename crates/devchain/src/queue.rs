@@ -21,22 +21,32 @@ pub(crate) struct Queue {
 
 impl Queue {
     /// Keeps `transaction` until the account's nonce, now `next_nonce`, reaches its own.
-    pub(crate) fn insert(&mut self, transaction: Recovered<TxEnvelope>, next_nonce: u64) -> Result<(), RpcError> {
+    pub(crate) fn insert(
+        &mut self,
+        transaction: Recovered<TxEnvelope>,
+        next_nonce: u64,
+    ) -> Result<(), RpcError> {
         let key = (transaction.signer(), transaction.nonce());
         if key.1 - next_nonce > MAX_NONCE_GAP {
-            return Err(RpcError::server(format!("nonce too high: next nonce {next_nonce}, tx nonce {}", key.1)));
+            return Err(RpcError::server(format!(
+                "nonce too high: next nonce {next_nonce}, tx nonce {}",
+                key.1
+            )));
         }
         match self.by_nonce.get(&key) {
             // The usual rule of nodes: a replacement pays at least a tenth more.
             Some(waiting)
-                if transaction.max_fee_per_gas() < waiting.max_fee_per_gas() + waiting.max_fee_per_gas().div_ceil(10) =>
+                if transaction.max_fee_per_gas()
+                    < waiting.max_fee_per_gas() + waiting.max_fee_per_gas().div_ceil(10) =>
             {
                 return Err(RpcError::server("replacement transaction underpriced"));
             }
             Some(waiting) => {
                 self.by_hash.remove(waiting.tx_hash());
             }
-            None if self.by_nonce.len() >= MAX_QUEUED => return Err(RpcError::server("txpool is full")),
+            None if self.by_nonce.len() >= MAX_QUEUED => {
+                return Err(RpcError::server("txpool is full"));
+            }
             None => {}
         }
         self.by_hash.insert(*transaction.tx_hash(), key);

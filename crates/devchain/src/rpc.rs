@@ -33,7 +33,8 @@ pub(crate) struct Service {
 }
 
 pub(crate) fn to_value(result: impl Serialize) -> Result<Value, RpcError> {
-    serde_json::to_value(result).map_err(|error| RpcError::new(-32603, format!("cannot encode the result: {error}")))
+    serde_json::to_value(result)
+        .map_err(|error| RpcError::new(-32603, format!("cannot encode the result: {error}")))
 }
 
 impl Service {
@@ -60,16 +61,26 @@ impl Service {
                 let chain = self.chain.read();
                 let number = chain.number(parameters.get(0)?);
                 let full = parameters.optional(1)?.unwrap_or(false);
-                to_value(number.and_then(|number| chain.block(number)).map(|block| block.to_rpc(full)))
+                to_value(
+                    number
+                        .and_then(|number| chain.block(number))
+                        .map(|block| block.to_rpc(full)),
+                )
             }
             "eth_getBlockByHash" => {
                 let chain = self.chain.read();
                 let full = parameters.optional(1)?.unwrap_or(false);
-                to_value(chain.block_by_hash(parameters.get(0)?).map(|block| block.to_rpc(full)))
+                to_value(
+                    chain
+                        .block_by_hash(parameters.get(0)?)
+                        .map(|block| block.to_rpc(full)),
+                )
             }
             "eth_getBlockTransactionCountByNumber" => {
                 let chain = self.chain.read();
-                let block = chain.number(parameters.get(0)?).and_then(|number| chain.block(number));
+                let block = chain
+                    .number(parameters.get(0)?)
+                    .and_then(|number| chain.block(number));
                 to_value(block.map(|block| U64::from(block.transaction.iter().len())))
             }
             "eth_getBlockTransactionCountByHash" => {
@@ -79,9 +90,15 @@ impl Service {
             }
             "eth_getBlockReceipts" => {
                 let chain = self.chain.read();
-                let Ok(number) = chain.resolve(parameters.get(0)?) else { return Ok(Value::Null) };
+                let Ok(number) = chain.resolve(parameters.get(0)?) else {
+                    return Ok(Value::Null);
+                };
                 to_value(chain.block(number).map(|block| {
-                    block.transaction.iter().map(|(_, receipt)| receipt).collect::<Vec<_>>()
+                    block
+                        .transaction
+                        .iter()
+                        .map(|(_, receipt)| receipt)
+                        .collect::<Vec<_>>()
                 }))
             }
             "eth_getTransactionByHash" => match self.chain.read().transaction(parameters.get(0)?) {
@@ -98,9 +115,13 @@ impl Service {
             },
             "eth_getTransactionByBlockNumberAndIndex" => {
                 let chain = self.chain.read();
-                let block = chain.number(parameters.get(0)?).and_then(|number| chain.block(number));
+                let block = chain
+                    .number(parameters.get(0)?)
+                    .and_then(|number| chain.block(number));
                 let index: U64 = parameters.get(1)?;
-                let transaction = block.and_then(|block| block.transaction.as_ref()).filter(|_| index.is_zero());
+                let transaction = block
+                    .and_then(|block| block.transaction.as_ref())
+                    .filter(|_| index.is_zero());
                 to_value(transaction.map(|(transaction, _)| transaction))
             }
             "eth_getTransactionReceipt" => to_value(self.chain.read().receipt(parameters.get(0)?)),
@@ -110,13 +131,23 @@ impl Service {
                 let address = parameters.get(0)?;
                 let block: Option<BlockId> = parameters.optional(1)?;
                 to_value(U64::from(match block {
-                    Some(BlockId::Number(BlockNumberOrTag::Pending)) => chain.pending_nonce(address),
-                    block => chain.account(address, chain.resolve(block.unwrap_or_default())?).nonce,
+                    Some(BlockId::Number(BlockNumberOrTag::Pending)) => {
+                        chain.pending_nonce(address)
+                    }
+                    block => {
+                        chain
+                            .account(address, chain.resolve(block.unwrap_or_default())?)
+                            .nonce
+                    }
                 }))
             }
             "eth_getBalance" => {
                 let chain = self.chain.read();
-                to_value(chain.account(parameters.get(0)?, parameters.block(1, &chain)?).balance)
+                to_value(
+                    chain
+                        .account(parameters.get(0)?, parameters.block(1, &chain)?)
+                        .balance,
+                )
             }
             "eth_getCode" => {
                 let chain = self.chain.read();
@@ -124,7 +155,11 @@ impl Service {
             }
             "eth_getStorageAt" => {
                 let chain = self.chain.read();
-                let slot = chain.storage(parameters.get(0)?, parameters.get(1)?, parameters.block(2, &chain)?);
+                let slot = chain.storage(
+                    parameters.get(0)?,
+                    parameters.get(1)?,
+                    parameters.block(2, &chain)?,
+                );
                 to_value(B256::from(slot))
             }
 
@@ -139,7 +174,10 @@ impl Service {
             "eth_estimateGas" => {
                 let chain = self.chain.read();
                 parameters.refuse_overrides(2)?;
-                to_value(U64::from(chain.estimate_gas(&parameters.get(0)?, parameters.block(1, &chain)?)?))
+                to_value(U64::from(chain.estimate_gas(
+                    &parameters.get(0)?,
+                    parameters.block(1, &chain)?,
+                )?))
             }
             "eth_sendRawTransaction" => {
                 let raw: Bytes = parameters.get(0)?;
@@ -158,7 +196,9 @@ impl Service {
             "eth_getFilterChanges" => {
                 let id: U64 = parameters.get(0)?;
                 let chain = self.chain.read();
-                self.filters.lock().changes(id.to(), &chain, self.limits.logs, Instant::now())
+                self.filters
+                    .lock()
+                    .changes(id.to(), &chain, self.limits.logs, Instant::now())
             }
             "eth_getFilterLogs" => {
                 let id: U64 = parameters.get(0)?;
@@ -166,7 +206,11 @@ impl Service {
                 let (filter, created_at) = self.filters.lock().log_filter(id.to())?;
                 self.logs(&chain, &filter, created_at)
             }
-            "eth_uninstallFilter" => to_value(self.filters.lock().uninstall(parameters.get::<U64>(0)?.to())),
+            "eth_uninstallFilter" => to_value(
+                self.filters
+                    .lock()
+                    .uninstall(parameters.get::<U64>(0)?.to()),
+            ),
 
             _ if self.dev_methods => self.development_call(method, parameters),
             _ => Err(RpcError::method_not_found(method)),
@@ -174,13 +218,19 @@ impl Service {
     }
 
     /// Methods that move time, money and history, for tests.
-    fn development_call(&self, method: &str, parameters: Parameters<'_>) -> Result<Value, RpcError> {
+    fn development_call(
+        &self,
+        method: &str,
+        parameters: Parameters<'_>,
+    ) -> Result<Value, RpcError> {
         match method {
             "evm_increaseTime" | "anvil_increaseTime" => {
                 to_value(self.chain.write().increase_time(parameters.number(0)?)?)
             }
             "evm_setNextBlockTimestamp" | "anvil_setNextBlockTimestamp" => {
-                self.chain.write().set_next_timestamp(parameters.number(0)?)?;
+                self.chain
+                    .write()
+                    .set_next_timestamp(parameters.number(0)?)?;
                 Ok(Value::Null)
             }
             "evm_mine" => {
@@ -188,7 +238,10 @@ impl Service {
                 match parameters.0.first() {
                     None | Some(Value::Null) => {}
                     Some(Value::Object(options)) => {
-                        if let Some(timestamp) = options.get("timestamp").filter(|timestamp| !timestamp.is_null()) {
+                        if let Some(timestamp) = options
+                            .get("timestamp")
+                            .filter(|timestamp| !timestamp.is_null())
+                        {
                             chain.set_next_timestamp(parse_number(timestamp)?)?;
                         }
                     }
@@ -199,9 +252,15 @@ impl Service {
             }
             "anvil_mine" | "hardhat_mine" => {
                 let mut chain = self.chain.write();
-                let count = if parameters.0.is_empty() { 1 } else { parameters.number(0)? };
+                let count = if parameters.0.is_empty() {
+                    1
+                } else {
+                    parameters.number(0)?
+                };
                 if count > MAX_MINED_AT_ONCE {
-                    return Err(RpcError::limit(format!("at most {MAX_MINED_AT_ONCE} blocks at once")));
+                    return Err(RpcError::limit(format!(
+                        "at most {MAX_MINED_AT_ONCE} blocks at once"
+                    )));
                 }
                 for _ in 0..count {
                     chain.mine_empty()?;
@@ -229,7 +288,11 @@ impl Service {
 
     fn install(&self, watch: Watch) -> Result<Value, RpcError> {
         let tip = self.chain.read().tip_number();
-        to_value(U64::from(self.filters.lock().install(watch, tip, Instant::now())))
+        to_value(U64::from(self.filters.lock().install(
+            watch,
+            tip,
+            Instant::now(),
+        )))
     }
 
     /// `default_from` stands in for a missing `fromBlock`.
@@ -240,24 +303,35 @@ impl Service {
                 let number = number.ok_or_else(|| RpcError::server("unknown block"))?;
                 (number, number)
             }
-            FilterBlockOption::Range { from_block, to_block } => {
+            FilterBlockOption::Range {
+                from_block,
+                to_block,
+            } => {
                 let number = |tag: &Option<BlockNumberOrTag>, missing| match tag {
                     None => missing,
                     Some(BlockNumberOrTag::Number(number)) => *number,
                     Some(tag) => chain.number(*tag).unwrap_or(missing),
                 };
-                (number(from_block, default_from), number(to_block, chain.tip_number()))
+                (
+                    number(from_block, default_from),
+                    number(to_block, chain.tip_number()),
+                )
             }
         };
         if from > to {
             // A range that starts in the future is an ordinary poll; one that is upside down is a mistake.
-            return if from > chain.tip_number() { to_value(Vec::<()>::new()) } else {
+            return if from > chain.tip_number() {
+                to_value(Vec::<()>::new())
+            } else {
                 Err(RpcError::invalid_params("invalid block range params"))
             };
         }
         let to = to.min(chain.tip_number());
         if to.saturating_sub(from) >= self.limits.log_blocks {
-            return Err(RpcError::limit(format!("query exceeds the range of {} blocks", self.limits.log_blocks)));
+            return Err(RpcError::limit(format!(
+                "query exceeds the range of {} blocks",
+                self.limits.log_blocks
+            )));
         }
         to_value(chain.logs(filter, from, to, self.limits.logs)?)
     }
@@ -265,23 +339,38 @@ impl Service {
     fn fee_history(&self, parameters: Parameters<'_>) -> Result<Value, RpcError> {
         let chain = self.chain.read();
         let newest = parameters.block(1, &chain)?;
-        let count = parameters.number(0)?.clamp(1, MAX_FEE_HISTORY_BLOCKS).min(newest + 1);
+        let count = parameters
+            .number(0)?
+            .clamp(1, MAX_FEE_HISTORY_BLOCKS)
+            .min(newest + 1);
         let percentiles: Option<Vec<f64>> = parameters.optional(2)?;
         if let Some(percentiles) = &percentiles {
             let ascending = percentiles.is_sorted();
-            if !ascending || percentiles.len() > MAX_REWARD_PERCENTILES
-                || percentiles.iter().any(|percentile| !(0.0..=100.0).contains(percentile))
+            if !ascending
+                || percentiles.len() > MAX_REWARD_PERCENTILES
+                || percentiles
+                    .iter()
+                    .any(|percentile| !(0.0..=100.0).contains(percentile))
             {
                 return Err(RpcError::invalid_params("invalid reward percentile"));
             }
         }
         let oldest = newest + 1 - count;
         let blocks = &chain.blocks_from(oldest)[..count as usize];
-        let base_fee = |header: &alloy_rpc_types_eth::Header| u128::from(header.base_fee_per_gas.unwrap_or_default());
-        let after_newest =
-            chain.block(newest + 1).map_or(u128::from(chain.next_base_fee()), |block| base_fee(&block.header));
+        let base_fee = |header: &alloy_rpc_types_eth::Header| {
+            u128::from(header.base_fee_per_gas.unwrap_or_default())
+        };
+        let after_newest = chain
+            .block(newest + 1)
+            .map_or(u128::from(chain.next_base_fee()), |block| {
+                base_fee(&block.header)
+            });
         to_value(FeeHistory {
-            base_fee_per_gas: blocks.iter().map(|block| base_fee(&block.header)).chain([after_newest]).collect(),
+            base_fee_per_gas: blocks
+                .iter()
+                .map(|block| base_fee(&block.header))
+                .chain([after_newest])
+                .collect(),
             gas_used_ratio: blocks
                 .iter()
                 .map(|block| block.header.gas_used as f64 / block.header.gas_limit as f64)
@@ -291,7 +380,10 @@ impl Service {
                 blocks
                     .iter()
                     .map(|block| {
-                        let tip = block.transaction.as_ref().map_or(0, |_| u128::from(TIP_WEI));
+                        let tip = block
+                            .transaction
+                            .as_ref()
+                            .map_or(0, |_| u128::from(TIP_WEI));
                         vec![tip; wanted.len()]
                     })
                     .collect()
@@ -307,14 +399,19 @@ struct Parameters<'a>(&'a [Value]);
 
 impl Parameters<'_> {
     fn get<T: DeserializeOwned>(self, index: usize) -> Result<T, RpcError> {
-        let value =
-            self.0.get(index).ok_or_else(|| RpcError::invalid_params(format!("missing value for argument {index}")))?;
+        let value = self.0.get(index).ok_or_else(|| {
+            RpcError::invalid_params(format!("missing value for argument {index}"))
+        })?;
         parse(value, index)
     }
 
     /// Absent and `null` are the same.
     fn optional<T: DeserializeOwned>(self, index: usize) -> Result<Option<T>, RpcError> {
-        self.0.get(index).filter(|value| !value.is_null()).map(|value| parse(value, index)).transpose()
+        self.0
+            .get(index)
+            .filter(|value| !value.is_null())
+            .map(|value| parse(value, index))
+            .transpose()
     }
 
     /// The block that the parameter names; without it the newest.
@@ -334,12 +431,19 @@ impl Parameters<'_> {
             Value::Object(entries) => !entries.is_empty(),
             _ => true,
         });
-        if given { Err(RpcError::invalid_params("state and block overrides are not supported")) } else { Ok(()) }
+        if given {
+            Err(RpcError::invalid_params(
+                "state and block overrides are not supported",
+            ))
+        } else {
+            Ok(())
+        }
     }
 }
 
 fn parse<T: DeserializeOwned>(value: &Value, index: usize) -> Result<T, RpcError> {
-    T::deserialize(value).map_err(|error| RpcError::invalid_params(format!("invalid argument {index}: {error}")))
+    T::deserialize(value)
+        .map_err(|error| RpcError::invalid_params(format!("invalid argument {index}: {error}")))
 }
 
 fn parse_number(value: &Value) -> Result<u64, RpcError> {

@@ -53,7 +53,10 @@ impl ServerHandle {
     /// Stops accepting, answers what is under way, and returns. After five seconds it gives up on the rest.
     pub async fn shutdown(mut self) {
         self.stop.take();
-        if tokio::time::timeout(SHUTDOWN_TIMEOUT, &mut self.task).await.is_err() {
+        if tokio::time::timeout(SHUTDOWN_TIMEOUT, &mut self.task)
+            .await
+            .is_err()
+        {
             self.task.abort();
         }
     }
@@ -65,17 +68,29 @@ pub(crate) fn serve(service: Arc<Service>, listener: TcpListener) -> Result<Serv
         return Err(Error::NotLoopback { address });
     }
     let body_limit = DefaultBodyLimit::max(service.limits.request_bytes);
-    let front = Front { service, permits: Arc::new(Semaphore::new(CONCURRENT_REQUESTS)) };
-    let router = Router::new().route("/", post(answer)).layer(body_limit).with_state(front);
+    let front = Front {
+        service,
+        permits: Arc::new(Semaphore::new(CONCURRENT_REQUESTS)),
+    };
+    let router = Router::new()
+        .route("/", post(answer))
+        .layer(body_limit)
+        .with_state(front);
     let (stop, stopped) = oneshot::channel::<()>();
     let task = tokio::spawn(async move {
         let until_stopped = async {
             // An error means that the handle was dropped, which is a stop as well.
             let _ = stopped.await;
         };
-        axum::serve(listener, router).with_graceful_shutdown(until_stopped).await
+        axum::serve(listener, router)
+            .with_graceful_shutdown(until_stopped)
+            .await
     });
-    Ok(ServerHandle { address, stop: Some(stop), task })
+    Ok(ServerHandle {
+        address,
+        stop: Some(stop),
+        task,
+    })
 }
 
 async fn answer(State(front): State<Front>, body: Bytes) -> Response {
@@ -107,7 +122,13 @@ fn respond(service: &Service, body: &[u8]) -> Option<String> {
     }
     if requests.len() > service.limits.batch_requests {
         let limit = service.limits.batch_requests;
-        return Some(response("null", Err(RpcError::new(-32600, format!("batch of more than {limit} requests")))));
+        return Some(response(
+            "null",
+            Err(RpcError::new(
+                -32600,
+                format!("batch of more than {limit} requests"),
+            )),
+        ));
     }
     let mut answers = String::from("[");
     for request in requests {
@@ -140,7 +161,10 @@ fn respond_to_one(service: &Service, request: &RawValue) -> Option<String> {
     let request: Request<'_> = match serde_json::from_str(request.get()) {
         Ok(request) => request,
         Err(error) => {
-            return Some(response("null", Err(RpcError::new(-32600, format!("invalid request: {error}")))));
+            return Some(response(
+                "null",
+                Err(RpcError::new(-32600, format!("invalid request: {error}"))),
+            ));
         }
     };
     let result = match request.params {
@@ -157,18 +181,28 @@ fn id_of(request: &RawValue) -> Option<&str> {
         #[serde(borrow, default)]
         id: Option<&'a RawValue>,
     }
-    serde_json::from_str::<Id<'_>>(request.get()).ok()?.id.map(RawValue::get)
+    serde_json::from_str::<Id<'_>>(request.get())
+        .ok()?
+        .id
+        .map(RawValue::get)
 }
 
 fn parse_error(error: &serde_json::Error) -> String {
-    response("null", Err(RpcError::new(-32700, format!("parse error: {error}"))))
+    response(
+        "null",
+        Err(RpcError::new(-32700, format!("parse error: {error}"))),
+    )
 }
 
 /// `id` is JSON text, sent back as it came.
 fn response(id: &str, result: Result<Value, RpcError>) -> String {
     match result {
         Ok(value) => format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{value}}}"#),
-        Err(RpcError { code, message, data }) => {
+        Err(RpcError {
+            code,
+            message,
+            data,
+        }) => {
             let mut error = json!({"code": code, "message": message});
             if let Some(data) = data {
                 error["data"] = json!(data);
