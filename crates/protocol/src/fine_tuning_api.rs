@@ -1,0 +1,247 @@
+//! Request and response bodies of the fine-tuning broker's HTTP routes.
+
+use serde::{Deserialize, Serialize};
+
+use crate::task::TaskState;
+
+/// Body of `POST /v1/user/{addr}/task`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CreateTaskRequest {
+    /// The user's address, spelling kept.
+    pub user_address: String,
+    /// Dataset hash, `0x` and 64 digits, exactly as signed.
+    pub dataset_hash: String,
+    /// Text of the training parameter file, verbatim.
+    pub training_params: String,
+    /// Hash of the base model.
+    pub pre_trained_model_hash: String,
+    /// `"0"`; a larger number is the most the user will pay, in neuron.
+    pub fee: String,
+    /// Decimal, above the account's nonce.
+    pub nonce: String,
+    /// Wire form of the create-task signature.
+    pub signature: String,
+    /// Whether the user accepts to queue behind other tasks.
+    #[serde(default)]
+    pub wait: bool,
+}
+
+/// Reply to a created task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateTaskResponse {
+    /// Task id.
+    pub id: String,
+}
+
+/// Body of `POST …/cancel`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CancelTaskRequest {
+    /// Wire form of the cancel signature.
+    pub signature: String,
+}
+
+/// Body of `POST …/lora`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoraDownloadRequest {
+    /// Wire form of the download signature.
+    pub signature: String,
+    /// Unix seconds, as signed.
+    pub timestamp: u64,
+}
+
+/// Reply to a dataset upload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DatasetUploadResponse {
+    /// Keccak hash of the plaintext, `0x…`.
+    pub dataset_hash: String,
+    /// A sentence for people.
+    pub message: String,
+}
+
+/// A task as routes 3 and 4 show it. Members behind `wait` are ours; published clients ignore them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TaskView {
+    /// Task id.
+    pub id: String,
+    /// RFC 3339 UTC with milliseconds.
+    pub created_at: Option<String>,
+    /// RFC 3339 UTC with milliseconds.
+    pub updated_at: Option<String>,
+    /// As submitted.
+    pub user_address: String,
+    /// As submitted.
+    pub pre_trained_model_hash: String,
+    /// As submitted.
+    pub dataset_hash: String,
+    /// As submitted.
+    pub training_params: String,
+    /// Decimal neuron; `"0"` until set-up has counted the tokens.
+    pub fee: String,
+    /// As submitted.
+    pub nonce: String,
+    /// As submitted.
+    pub signature: String,
+    /// State name.
+    pub progress: String,
+    /// Always 0 (deprecated).
+    #[serde(default)]
+    pub deliver_index: u64,
+    /// Unix seconds of delivery, 0 before.
+    #[serde(default)]
+    pub deliver_time: u64,
+    /// 0 predefined, 1 customised.
+    #[serde(default)]
+    pub model_type: u8,
+    /// Always false.
+    #[serde(default)]
+    pub wait: bool,
+    /// Why the task failed or was cancelled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure_reason: Option<String>,
+    /// What is being done right now, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage: Option<String>,
+    /// Tasks ahead of this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue_position: Option<u64>,
+    /// Unix seconds until which the user should acknowledge.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ack_deadline: Option<u64>,
+    /// Whether the settlement put the key on chain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settled_with_secret: Option<bool>,
+    /// Training tokens of one epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<u64>,
+    /// The fee's parts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fee_breakdown: Option<FeeBreakdown>,
+    /// Training progress while the trainer runs and after.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub training: Option<TrainingProgress>,
+    /// Hash of the encrypted adapter on chain, `0x…`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model_root_hash: Option<String>,
+    /// When each state was reached.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub states: Vec<StateTime>,
+}
+
+impl TaskView {
+    /// The state, if it is one of this protocol's.
+    pub fn state(&self) -> Option<TaskState> {
+        self.progress.parse().ok()
+    }
+}
+
+/// One entry of a task's history.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StateTime {
+    /// State name.
+    pub state: String,
+    /// Unix milliseconds when it was reached.
+    pub at_ms: u64,
+}
+
+/// The fee, itemised: `tokens × passes × price × coefficient + storage`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FeeBreakdown {
+    /// Training tokens that are paid for, all passes together.
+    pub billed_tokens: u64,
+    /// Neuron for one token.
+    pub price_per_token: String,
+    /// Multiplier of the base model.
+    pub price_coefficient: u64,
+    /// Training part in neuron.
+    pub training_fee: String,
+    /// Storage part in neuron.
+    pub storage_fee: String,
+    /// Sum in neuron.
+    pub total: String,
+}
+
+/// Progress of the trainer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TrainingProgress {
+    /// Finished optimiser steps.
+    pub step: u64,
+    /// All optimiser steps.
+    pub total_steps: u64,
+    /// Loss of the newest step, per supervised token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<f64>,
+    /// Loss of the first step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_loss: Option<f64>,
+    /// Learning rate of the newest step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learning_rate: Option<f64>,
+    /// Estimated seconds to the end of training.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eta_s: Option<f64>,
+}
+
+/// A model as routes 10 and 11 show it. `hash` and later members of ours are ignored by published clients.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ModelView {
+    /// Name.
+    pub name: String,
+    /// Hash, `0x…`.
+    pub hash: String,
+    /// Training image of the original; empty here.
+    #[serde(default)]
+    pub image: String,
+    /// `text` or `image`.
+    #[serde(default)]
+    pub data_type: String,
+    /// Training script of the original; empty here.
+    #[serde(default)]
+    pub training_script: String,
+    /// A sentence or two; says so when a stand-in runs.
+    #[serde(default)]
+    pub description: String,
+    /// Where the tokenizer comes from.
+    #[serde(default)]
+    pub tokenizer: String,
+    /// SHA-256 of the tokenizer package that `/v1/model/{name}/tokenizer` serves, hex.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer_sha256: Option<String>,
+    /// Multiplier of the token price.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub price_coefficient: Option<u64>,
+    /// Storage fee in neuron, decimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage_fee: Option<String>,
+    /// Longest sequence in tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_tokens: Option<u32>,
+    /// True when other weights than the named ones run (only on chain 31337).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stand_in: Option<bool>,
+    /// SHA-256 of the weights that run, hex.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_model_sha256: Option<String>,
+}
+
+/// The body of every refusal.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// A sentence for people.
+    pub error: String,
+    /// A stable identifier for programs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+    /// The member of the request that is wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub field: Option<String>,
+    /// Queue length, with `queue_not_empty`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pending: Option<u64>,
+}
