@@ -1,1 +1,25 @@
-//! One fine-tuning run.
+//! One fine-tuning run, as a child process over a job directory.
+//!
+//! The crate turns a sealed dataset and a base model into a sealed adapter archive. It knows
+//! no network and no chain; the provider starts it, feeds it the job key, and reads progress
+//! records from its standard output. [`child_main`] is the whole process.
+//!
+//! The order of examples, the initial adapter, dropout and noise depend on the job's seed
+//! alone, and a checkpoint holds the exact state of the optimiser, so a run that was
+//! interrupted ends with the same adapter bytes as one that was not.
+
+mod batches;
+mod error;
+mod greedy;
+mod job;
+mod progress;
+mod schedule;
+mod sealing;
+
+pub use batches::{Order, PACK_TOKENS, pack};
+pub use error::{TrainError, exit};
+pub use greedy::greedy_answer;
+pub use job::{JOB_VERSION, Job, JobDirectory, read_key};
+pub use progress::Progress;
+pub use schedule::Schedule;
+pub use sealing::{open_file, seal_file, with_opened};

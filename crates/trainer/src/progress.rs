@@ -1,0 +1,80 @@
+//! Progress records: one JSON object a line on standard output.
+
+use serde::{Deserialize, Serialize};
+
+/// What a run reports while it works. Numbers that are not yet known are `null`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Progress {
+    /// The dataset is rendered and the model is loaded.
+    Started {
+        /// Steps of the whole run.
+        total_steps: u64,
+        /// Steps done before, by a run that was interrupted.
+        resumed_at: u64,
+        /// Examples of one epoch.
+        examples: u64,
+        /// Tokens of one epoch.
+        tokens: u64,
+        /// Tokens of one epoch that are learned.
+        supervised_tokens: u64,
+        /// Examples cut at `max_seq_length`.
+        truncated_examples: u64,
+        /// Examples left out because nothing of their answer was left.
+        skipped_examples: u64,
+        /// Whether other weights than the named base model are trained on.
+        stand_in: bool,
+    },
+    /// One optimiser step is done.
+    Step {
+        /// Steps done, from 1.
+        step: u64,
+        /// Steps of the whole run.
+        total: u64,
+        /// Mean loss per learned token before the update.
+        loss: f64,
+        /// Learning rate of the update.
+        learning_rate: f64,
+        /// Epochs done, with fraction.
+        epoch: f64,
+        /// Norm of the gradient before clipping.
+        grad_norm: f64,
+        /// Tokens per second of this process.
+        tokens_per_s: f64,
+        /// Seconds until the last step at this speed.
+        eta_s: f64,
+    },
+    /// A checkpoint is on disk.
+    Checkpoint {
+        /// Steps that it holds.
+        step: u64,
+    },
+    /// The finished adapter was compared with the base model on training examples.
+    Evaluated {
+        /// Mean loss per learned token without the adapter.
+        base_loss: f64,
+        /// The same with the adapter.
+        tuned_loss: f64,
+        /// Examples that were used.
+        examples: u64,
+    },
+    /// `adapter.sealed` is in place.
+    Finished {
+        /// Steps done.
+        steps: u64,
+        /// Loss of the first step.
+        loss_first: f64,
+        /// Loss of the last step.
+        loss_last: f64,
+        /// Size of `adapter.sealed`.
+        adapter_bytes: u64,
+    },
+    /// The run ended without an adapter.
+    Failed {
+        /// Stable name, [`crate::TrainError::code`].
+        code: String,
+        /// What happened and what to do, for people.
+        message: String,
+    },
+}
