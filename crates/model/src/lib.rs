@@ -1,1 +1,37 @@
-//! Transformer families, LoRA layers, weights and adapter files.
+//! Transformer families, LoRA layers, weights and adapter files, training steps and batched inference.
+//!
+//! The same weights serve two callers:
+//! - training: [`TrainableModel`] computes gradients of packed batches and updates either the low-rank
+//!   matrices of an adapter on a frozen base, or every parameter of a small model;
+//! - serving: [`BaseModel::forward`] advances many sequences at once, each with its own cache and its own
+//!   adapter.
+//!
+//! What a batch contains, when to step and where files go is decided by the callers.
+
+mod adapter_files;
+mod base_model;
+mod batch;
+mod config;
+mod error;
+mod inference;
+mod kv_cache;
+mod lora;
+mod parameters;
+mod qwen;
+mod registry;
+mod sampling;
+mod training;
+mod weights;
+
+pub use adapter_files::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, AdapterError, AdapterIdentity};
+pub use base_model::BaseModel;
+pub use batch::{NO_LABEL, PackedBatch};
+pub use config::ModelConfig;
+pub use error::ModelError;
+pub use inference::{InferenceScratch, LogitsWanted, Row};
+pub use kv_cache::KvCache;
+pub use lora::{LoraAdapter, LoraConfig, Projection};
+pub use registry::ModelFamily;
+pub use sampling::{Sampled, Sampler, SamplingParams, log_probabilities, top_log_probabilities};
+pub use training::{AdapterUse, ClippedScale, StepLoss, StepOptions, TrainableModel, UpdateOptions};
+pub use zerog_kernels::matmul::Precision;

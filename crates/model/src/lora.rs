@@ -1,0 +1,222 @@
+//! Low-rank adapters: `y = W·x + s · B·(A·x)` on any subset of the linear layers.
+
+use crate::config::ModelConfig;
+use crate::error::ModelError;
+use std::collections::BTreeSet;
+use zerog_kernels::matmul::{Shape, Weight, Write, forward_batch_invariant};
+use zerog_kernels::noise::NoiseKey;
+use zerog_kernels::reduce::add_scaled;
+
+/// Largest rank accepted in files and settings.
+pub(crate) const MAXIMUM_RANK: usize = 512;
+
+/// A linear layer of a decoder layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Projection {
+    /// `self_attn.q_proj`
+    Query,
+    /// `self_attn.k_proj`
+    Key,
+    /// `self_attn.v_proj`
+    Value,
+    /// `self_attn.o_proj`
+    Output,
+    /// `mlp.gate_proj`
+    Gate,
+    /// `mlp.up_proj`
+    Up,
+    /// `mlp.down_proj`
+    Down,
+}
+
+impl Projection {
+    /// All linear layers, in the order in which a decoder layer uses them.
+    pub const ALL: [Self; 7] = [Self::Query, Self::Key, Self::Value, Self::Output, Self::Gate, Self::Up, Self::Down];
+
+    /// The module name that PEFT's `target_modules` uses.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Query => "q_proj",
+            Self::Key => "k_proj",
+            Self::Value => "v_proj",
+            Self::Output => "o_proj",
+            Self::Gate => "gate_proj",
+            Self::Up => "up_proj",
+            Self::Down => "down_proj",
+        }
+    }
+
+    /// The linear layer with this module name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|projection| projection.name() == name)
+    }
+
+    /// The path below a decoder layer, for example `self_attn.q_proj`.
+    pub(crate) fn path(self) -> String {
+        let parent = match self {
+            Self::Query | Self::Key | Self::Value | Self::Output => "self_attn",
+            Self::Gate | Self::Up | Self::Down => "mlp",
+        };
+        format!("{parent}.{}", self.name())
+    }
+
+    pub(crate) fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// Settings of an adapter to be trained.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoraConfig {
+    /// Rows of `A` and columns of `B`.
+    pub rank: usize,
+    /// Numerator of the scale.
+    pub alpha: f32,
+    /// Probability with which an input of `A` is dropped in training; 0 for none.
+    pub dropout: f32,
+    /// Scale `alpha / sqrt(rank)` instead of `alpha / rank`.
+    pub rank_stabilized: bool,
+    /// Linear layers that get an adapter.
+    pub targets: BTreeSet<Projection>,
+    /// Start of the random numbers of the initialisation, of dropout and of noise.
+    pub seed: u64,
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        Self {
+            rank: 8,
+            alpha: 16.0,
+            dropout: 0.0,
+            rank_stabilized: false,
+            targets: Projection::ALL.into_iter().collect(),
+            seed: 0,
+        }
+    }
+}
+
+impl LoraConfig {
+    /// The factor `s` of the delta.
+    pub fn scale(&self) -> f32 {
+        scale(self.alpha, self.rank, self.rank_stabilized)
+    }
+
+    pub(crate) fn check(&self) -> Result<(), ModelError> {
+        let invalid = |setting, value| Err(ModelError::InvalidLora { setting, value });
+        if self.rank == 0 || self.rank > MAXIMUM_RANK {
+            return invalid("rank", self.rank as f64);
+        }
+        if !(self.alpha.is_finite() && self.alpha > 0.0) {
+            return invalid("alpha", f64::from(self.alpha));
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return invalid("dropout", f64::from(self.dropout));
+        }
+        if self.targets.is_empty() {
+            return invalid("target_modules", 0.0);
+        }
+        Ok(())
+    }
+
+    /// The initial `A` of a linear layer with `inputs` input features: uniform in `±1/sqrt(inputs)`, which is
+    /// PEFT's `kaiming_uniform_(a=sqrt(5))`.
+    pub(crate) fn initial_a(&self, layer: usize, projection: Projection, inputs: usize) -> Vec<f32> {
+        let key = NoiseKey::new(self.seed).child(0x1417).child((layer * 16 + projection.index()) as u64);
+        let bound = 1.0 / (inputs as f32).sqrt();
+        (0..(self.rank * inputs) as u64).map(|index| (key.uniform(index) * 2.0 - 1.0) * bound).collect()
+    }
+}
+
+pub(crate) fn scale(alpha: f32, rank: usize, rank_stabilized: bool) -> f32 {
+    if rank_stabilized { alpha / (rank as f32).sqrt() } else { alpha / rank as f32 }
+}
+
+/// The two matrices of one linear layer.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct LowRank {
+    pub(crate) rank: usize,
+    pub(crate) scale: f32,
+    /// `(rank, inputs)`
+    pub(crate) a: Vec<f32>,
+    /// `(rank, outputs)`: `B` transposed, so that serving adds whole rows.
+    pub(crate) b_transposed: Vec<f32>,
+}
+
+impl LowRank {
+    /// From `A (rank, inputs)` and `B (outputs, rank)`.
+    pub(crate) fn new(rank: usize, scale: f32, a: Vec<f32>, b: &[f32]) -> Self {
+        let outputs = b.len() / rank;
+        let mut b_transposed = vec![0.0; b.len()];
+        for output in 0..outputs {
+            for index in 0..rank {
+                b_transposed[index * outputs + output] = b[output * rank + index];
+            }
+        }
+        Self { rank, scale, a, b_transposed }
+    }
+
+    /// `B (outputs, rank)`.
+    pub(crate) fn b(&self) -> Vec<f32> {
+        let outputs = self.b_transposed.len() / self.rank;
+        let mut b = vec![0.0; self.b_transposed.len()];
+        for output in 0..outputs {
+            for index in 0..self.rank {
+                b[output * self.rank + index] = self.b_transposed[index * outputs + output];
+            }
+        }
+        b
+    }
+
+    /// Adds the delta of `x (rows, inputs)` to `y (rows, outputs)`; every row is computed by itself.
+    pub(crate) fn add_delta(&self, rows: usize, x: &[f32], y: &mut [f32], scratch: &mut Vec<f32>) {
+        let (inputs, outputs) = (self.a.len() / self.rank, self.b_transposed.len() / self.rank);
+        scratch.clear();
+        scratch.resize(rows * self.rank, 0.0);
+        let shape = Shape { rows, outputs: self.rank, inputs };
+        forward_batch_invariant(shape, x, Weight::F32(&self.a), scratch, Write::Replace);
+        for (y, factors) in y.chunks_exact_mut(outputs).zip(scratch.chunks_exact(self.rank)) {
+            for (row, factor) in self.b_transposed.chunks_exact(outputs).zip(factors) {
+                add_scaled(y, row, factor * self.scale);
+            }
+        }
+    }
+}
+
+/// A finished adapter, ready to serve with the base model that it was made for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoraAdapter {
+    pub(crate) settings: LoraConfig,
+    /// For each decoder layer, the matrices of each linear layer.
+    pub(crate) layers: Vec<[Option<LowRank>; 7]>,
+}
+
+impl LoraAdapter {
+    /// Rank, scale and targets. Dropout and seed are those of training or, if read from files, the dropout of
+    /// the file and seed 0.
+    pub fn settings(&self) -> &LoraConfig {
+        &self.settings
+    }
+
+    /// Bytes of its matrices.
+    pub fn bytes(&self) -> usize {
+        let pairs = self.layers.iter().flatten().flatten();
+        pairs.map(|pair| (pair.a.len() + pair.b_transposed.len()) * size_of::<f32>()).sum()
+    }
+
+    /// Whether its matrices have the shapes of `config`.
+    pub fn fits(&self, config: &ModelConfig) -> bool {
+        self.layers.len() == config.layers
+            && self.layers.iter().all(|layer| {
+                Projection::ALL.into_iter().zip(layer).all(|(projection, pair)| {
+                    let (outputs, inputs) = config.projection_shape(projection);
+                    pair.as_ref().is_none_or(|pair| {
+                        pair.a.len() == pair.rank * inputs && pair.b_transposed.len() == pair.rank * outputs
+                    })
+                })
+            })
+    }
+
+    pub(crate) fn pair(&self, layer: usize, projection: Projection) -> Option<&LowRank> {
+        self.layers.get(layer)?[projection.index()].as_ref()
+    }
+}

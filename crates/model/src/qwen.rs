@@ -1,0 +1,431 @@
+//! The decoder of the Qwen2 family: training forward and backward over packed segments.
+//!
+//! Shapes: `T` tokens of the batch, `H` hidden size, `F` feed-forward size, `Q` and `K` widths of queries and
+//! keys. The forward pass keeps the inputs of every layer; normalised states, the gated product and dropout
+//! masks are computed again in the backward pass. Gradients are of the loss **sum** and are added to what the
+//! gradient buffer holds.
+
+use crate::batch::PackedBatch;
+use crate::config::ModelConfig;
+use crate::lora::Projection;
+use std::ops::Range;
+use zerog_kernels::attention;
+use zerog_kernels::cross_entropy::{self, Gradients, HeadLoss};
+use zerog_kernels::matmul::{self, Precision, Shape, Weight, Write};
+use zerog_kernels::noise::{self, NoiseKey};
+use zerog_kernels::norm::{rms_norm, rms_norm_backward};
+use zerog_kernels::reduce::{add_assign, add_bias, add_column_sums};
+use zerog_kernels::rope::RopeTable;
+use zerog_kernels::{activation, softmax};
+
+/// The weights of one step and, for those that are trained, the place of their gradient.
+pub(crate) struct Decoder<'a> {
+    pub(crate) config: &'a ModelConfig,
+    pub(crate) rope: &'a RopeTable,
+    pub(crate) embedding: Trained<Weight<'a>>,
+    pub(crate) head: Trained<Weight<'a>>,
+    pub(crate) final_norm: Trained<&'a [f32]>,
+    pub(crate) layers: Vec<Layer<'a>>,
+}
+
+/// A weight and, if it is trained, the place of its gradient.
+pub(crate) struct Trained<T> {
+    pub(crate) value: T,
+    pub(crate) gradient: Option<Range<usize>>,
+}
+
+pub(crate) struct Layer<'a> {
+    pub(crate) linears: [Linear<'a>; 7],
+    pub(crate) input_norm: Trained<&'a [f32]>,
+    pub(crate) post_norm: Trained<&'a [f32]>,
+}
+
+pub(crate) struct Linear<'a> {
+    pub(crate) outputs: usize,
+    pub(crate) inputs: usize,
+    pub(crate) weight: Trained<Weight<'a>>,
+    pub(crate) bias: Option<Trained<&'a [f32]>>,
+    pub(crate) delta: Option<Delta<'a>>,
+}
+
+/// A low-rank delta that is being trained.
+pub(crate) struct Delta<'a> {
+    pub(crate) rank: usize,
+    pub(crate) scale: f32,
+    /// `(rank, inputs)`
+    pub(crate) a: &'a [f32],
+    /// `(outputs, rank)`
+    pub(crate) b: &'a [f32],
+    pub(crate) a_gradient: Range<usize>,
+    pub(crate) b_gradient: Range<usize>,
+}
+
+/// Randomness of one forward and backward pass.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Noise {
+    pub(crate) key: NoiseKey,
+    pub(crate) dropout: f32,
+    pub(crate) neftune_alpha: f32,
+}
+
+impl Noise {
+    fn dropout_key(&self, layer: usize, projection: Projection) -> Option<(NoiseKey, f32)> {
+        let key = self.key.child(1).child((layer * 16 + projection.index()) as u64);
+        (self.dropout > 0.0).then_some((key, self.dropout))
+    }
+}
+
+/// Buffers kept between steps.
+#[derive(Debug, Default)]
+pub(crate) struct Workspace {
+    layers: Vec<Saved>,
+    positions: Vec<u32>,
+    x: Vec<f32>,
+    y: Vec<f32>,
+    hidden: Vec<f32>,
+    gate_gradient: Vec<f32>,
+    dx: Vec<f32>,
+    dy: Vec<f32>,
+    dq: Vec<f32>,
+    dk: Vec<f32>,
+    dv: Vec<f32>,
+    linear: LinearScratch,
+    head: cross_entropy::Scratch,
+}
+
+#[derive(Debug, Default)]
+struct LinearScratch {
+    dropped: Vec<f32>,
+    low: Vec<f32>,
+    back: Vec<f32>,
+}
+
+/// What the backward pass of one layer needs.
+#[derive(Debug, Default)]
+struct Saved {
+    x: Vec<f32>,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    attended: Vec<f32>,
+    log_sums: Vec<f32>,
+    middle: Vec<f32>,
+    gate: Vec<f32>,
+    up: Vec<f32>,
+    /// `x · Aᵀ` of each delta `(T, rank)`.
+    low: [Vec<f32>; 7],
+}
+
+/// Sets the length without clearing what is there already: every buffer is overwritten before it is read.
+fn sized(buffer: &mut Vec<f32>, length: usize) -> &mut [f32] {
+    buffer.resize(length, 0.0);
+    buffer
+}
+
+fn copy_into(buffer: &mut Vec<f32>, source: &[f32]) {
+    buffer.clear();
+    buffer.extend_from_slice(source);
+}
+
+/// Loss of `batch` without gradients.
+pub(crate) fn evaluate(model: &Decoder<'_>, batch: &PackedBatch, space: &mut Workspace, precision: Precision) -> HeadLoss {
+    forward(model, batch, None, space, false, precision);
+    head_loss(model, batch, space, None, precision)
+}
+
+/// Loss of `batch`; gradients of its sum are added to `gradients`.
+pub(crate) fn forward_backward(
+    model: &Decoder<'_>,
+    batch: &PackedBatch,
+    noise: &Noise,
+    gradients: &mut [f32],
+    space: &mut Workspace,
+    precision: Precision,
+) -> HeadLoss {
+    forward(model, batch, Some(noise), space, true, precision);
+    let loss = head_loss(model, batch, space, Some(gradients), precision);
+    backward(model, batch, noise, gradients, space, precision);
+    loss
+}
+
+fn forward(
+    model: &Decoder<'_>,
+    batch: &PackedBatch,
+    noise: Option<&Noise>,
+    space: &mut Workspace,
+    keep: bool,
+    precision: Precision,
+) {
+    let config = model.config;
+    let tokens = batch.tokens.len();
+    let (hidden, epsilon) = (config.hidden_size, config.norm_epsilon);
+    space.positions.clear();
+    for length in &batch.segment_lengths {
+        space.positions.extend(0..*length as u32);
+    }
+    space.layers.resize_with(config.layers, Saved::default);
+    embed(model, batch, noise, sized(&mut space.x, tokens * hidden));
+    sized(&mut space.y, tokens * hidden);
+
+    for (index, layer) in model.layers.iter().enumerate() {
+        // Without a backward pass one set of buffers serves all layers.
+        let saved = &mut space.layers[if keep { index } else { 0 }];
+        let scratch = &mut space.linear;
+        let dropout = |projection| noise.and_then(|noise| noise.dropout_key(index, projection));
+        let mut run = |projection: Projection, x: &[f32], y: &mut [f32], write, low: &mut [Vec<f32>; 7]| {
+            let linear = &layer.linears[projection.index()];
+            let low = &mut low[projection.index()];
+            linear_forward(linear, tokens, x, y, write, low, dropout(projection), scratch, precision);
+        };
+        if keep {
+            copy_into(&mut saved.x, &space.x);
+        }
+        rms_norm(&space.x, layer.input_norm.value, epsilon, &mut space.y);
+        let q = sized(&mut saved.q, tokens * config.query_width());
+        run(Projection::Query, &space.y, q, Write::Replace, &mut saved.low);
+        let k = sized(&mut saved.k, tokens * config.key_width());
+        run(Projection::Key, &space.y, k, Write::Replace, &mut saved.low);
+        let v = sized(&mut saved.v, tokens * config.key_width());
+        run(Projection::Value, &space.y, v, Write::Replace, &mut saved.low);
+        model.rope.rotate(&mut saved.q, &space.positions);
+        model.rope.rotate(&mut saved.k, &space.positions);
+        attention::forward(
+            config.heads(),
+            &batch.segment_lengths,
+            &saved.q,
+            &saved.k,
+            &saved.v,
+            sized(&mut saved.attended, tokens * config.query_width()),
+            sized(&mut saved.log_sums, tokens * config.query_heads),
+        );
+        run(Projection::Output, &saved.attended, &mut space.x, Write::Add, &mut saved.low);
+
+        if keep {
+            copy_into(&mut saved.middle, &space.x);
+        }
+        rms_norm(&space.x, layer.post_norm.value, epsilon, &mut space.y);
+        let wide = tokens * config.intermediate_size;
+        run(Projection::Gate, &space.y, sized(&mut saved.gate, wide), Write::Replace, &mut saved.low);
+        run(Projection::Up, &space.y, sized(&mut saved.up, wide), Write::Replace, &mut saved.low);
+        activation::silu_gate(&saved.gate, &saved.up, sized(&mut space.hidden, wide));
+        run(Projection::Down, &space.hidden, &mut space.x, Write::Add, &mut saved.low);
+    }
+    rms_norm(&space.x, model.final_norm.value, epsilon, &mut space.y);
+}
+
+/// Token embeddings and, in training, uniform noise of NEFTune (Jain et al. 2023) scaled by segment.
+fn embed(model: &Decoder<'_>, batch: &PackedBatch, noise: Option<&Noise>, x: &mut [f32]) {
+    let hidden = model.config.hidden_size;
+    for (row, token) in x.chunks_exact_mut(hidden).zip(&batch.tokens) {
+        model.embedding.value.copy_row(*token as usize, hidden, row);
+    }
+    let Some(noise) = noise.filter(|noise| noise.neftune_alpha > 0.0) else { return };
+    let mut start = 0;
+    for length in &batch.segment_lengths {
+        let magnitude = noise.neftune_alpha / ((length * hidden) as f32).sqrt();
+        let end = start + length * hidden;
+        noise::add_uniform(&mut x[start..end], magnitude, noise.key.child(2), start as u64);
+        start = end;
+    }
+}
+
+/// Loss from the normalised states in `space.y`; with gradients, theirs goes to `space.dy`.
+fn head_loss(
+    model: &Decoder<'_>,
+    batch: &PackedBatch,
+    space: &mut Workspace,
+    gradients: Option<&mut [f32]>,
+    precision: Precision,
+) -> HeadLoss {
+    let length = space.y.len();
+    let wanted = gradients.map(|gradients| Gradients {
+        hidden: sized(&mut space.dy, length),
+        head: model.head.gradient.clone().map(|range| &mut gradients[range]),
+    });
+    cross_entropy::head_loss(&space.y, model.head.value, &batch.targets, wanted, precision, &mut space.head)
+}
+
+fn backward(
+    model: &Decoder<'_>,
+    batch: &PackedBatch,
+    noise: &Noise,
+    gradients: &mut [f32],
+    space: &mut Workspace,
+    precision: Precision,
+) {
+    let config = model.config;
+    let tokens = batch.tokens.len();
+    let (hidden, epsilon) = (config.hidden_size, config.norm_epsilon);
+    let wide = tokens * config.intermediate_size;
+    let dx = sized(&mut space.dx, tokens * hidden);
+    dx.fill(0.0);
+    norm_backward(&space.x, &model.final_norm, epsilon, &space.dy, dx, gradients);
+
+    for (index, layer) in model.layers.iter().enumerate().rev() {
+        let saved = &space.layers[index];
+        let scratch = &mut space.linear;
+        let mut run = |projection: Projection,
+                       x: &[f32],
+                       dy: &[f32],
+                       dx: Option<(&mut [f32], Write)>,
+                       gradients: &mut [f32]| {
+            let linear = &layer.linears[projection.index()];
+            let low = &saved.low[projection.index()];
+            let dropout = noise.dropout_key(index, projection);
+            linear_backward(linear, tokens, x, dy, dx, low, dropout, gradients, scratch, precision);
+        };
+
+        // Feed-forward block. `hidden` turns from the gated product into its gradient, then into that of `up`.
+        activation::silu_gate(&saved.gate, &saved.up, sized(&mut space.hidden, wide));
+        let dhidden = sized(&mut space.gate_gradient, wide);
+        run(Projection::Down, &space.hidden, &space.dx, Some((&mut *dhidden, Write::Replace)), gradients);
+        activation::silu_gate_backward(&saved.gate, &saved.up, dhidden, &mut space.hidden);
+        let (dup, dgate) = (&space.gate_gradient, &space.hidden);
+        rms_norm(&saved.middle, layer.post_norm.value, epsilon, &mut space.y);
+        run(Projection::Gate, &space.y, dgate, Some((&mut space.dy, Write::Replace)), gradients);
+        run(Projection::Up, &space.y, dup, Some((&mut space.dy, Write::Add)), gradients);
+        norm_backward(&saved.middle, &layer.post_norm, epsilon, &space.dy, &mut space.dx, gradients);
+
+        // Attention block.
+        let dattended = sized(&mut space.hidden, tokens * config.query_width());
+        run(Projection::Output, &saved.attended, &space.dx, Some((&mut *dattended, Write::Replace)), gradients);
+        attention::backward(
+            config.heads(),
+            &batch.segment_lengths,
+            attention::Forward {
+                q: &saved.q,
+                k: &saved.k,
+                v: &saved.v,
+                output: &saved.attended,
+                log_sums: &saved.log_sums,
+            },
+            dattended,
+            sized(&mut space.dq, tokens * config.query_width()),
+            sized(&mut space.dk, tokens * config.key_width()),
+            sized(&mut space.dv, tokens * config.key_width()),
+        );
+        model.rope.rotate_back(&mut space.dq, &space.positions);
+        model.rope.rotate_back(&mut space.dk, &space.positions);
+        rms_norm(&saved.x, layer.input_norm.value, epsilon, &mut space.y);
+        // Nothing below the first layer is trained with an adapter, so its input needs no gradient.
+        let needed = index > 0 || model.embedding.gradient.is_some();
+        let parts = [
+            (Projection::Query, &space.dq, Write::Replace),
+            (Projection::Key, &space.dk, Write::Add),
+            (Projection::Value, &space.dv, Write::Add),
+        ];
+        for (projection, gradient, write) in parts {
+            let target = needed.then_some((&mut space.dy[..], write));
+            run(projection, &space.y, gradient, target, gradients);
+        }
+        if needed {
+            norm_backward(&saved.x, &layer.input_norm, epsilon, &space.dy, &mut space.dx, gradients);
+        }
+    }
+    if let Some(range) = model.embedding.gradient.clone() {
+        let table = &mut gradients[range];
+        for (row, token) in space.dx.chunks_exact(hidden).zip(&batch.tokens) {
+            let start = *token as usize * hidden;
+            add_assign(&mut table[start..start + hidden], row);
+        }
+    }
+}
+
+fn norm_backward(
+    x: &[f32],
+    weight: &Trained<&[f32]>,
+    epsilon: f32,
+    dy: &[f32],
+    dx: &mut [f32],
+    gradients: &mut [f32],
+) {
+    let dweight = weight.gradient.clone().map(|range| &mut gradients[range]);
+    rms_norm_backward(x, weight.value, epsilon, dy, dx, dweight);
+}
+
+/// `y = x·Wᵀ + b + s · dropout(x)·Aᵀ·Bᵀ`, or added to `y`; `low` keeps `dropout(x)·Aᵀ`.
+fn linear_forward(
+    linear: &Linear<'_>,
+    rows: usize,
+    x: &[f32],
+    y: &mut [f32],
+    write: Write,
+    low: &mut Vec<f32>,
+    dropout: Option<(NoiseKey, f32)>,
+    scratch: &mut LinearScratch,
+    precision: Precision,
+) {
+    let Linear { outputs, inputs, .. } = *linear;
+    matmul::forward(Shape { rows, outputs, inputs }, x, linear.weight.value, y, write, 1.0, precision);
+    if let Some(bias) = &linear.bias {
+        add_bias(y, bias.value);
+    }
+    let Some(delta) = &linear.delta else { return };
+    let x = match dropout {
+        Some((key, probability)) => {
+            let dropped = sized(&mut scratch.dropped, x.len());
+            noise::dropout(x, dropped, key, probability);
+            dropped
+        }
+        None => x,
+    };
+    let low = sized(low, rows * delta.rank);
+    let first = Shape { rows, outputs: delta.rank, inputs };
+    matmul::forward(first, x, Weight::F32(delta.a), low, Write::Replace, 1.0, Precision::F32);
+    let second = Shape { rows, outputs, inputs: delta.rank };
+    matmul::forward(second, low, Weight::F32(delta.b), y, Write::Add, delta.scale, Precision::F32);
+}
+
+/// Backward of [`linear_forward`]: adds gradients of what is trained and writes that of `x` if wanted.
+fn linear_backward(
+    linear: &Linear<'_>,
+    rows: usize,
+    x: &[f32],
+    dy: &[f32],
+    dx: Option<(&mut [f32], Write)>,
+    low: &[f32],
+    dropout: Option<(NoiseKey, f32)>,
+    gradients: &mut [f32],
+    scratch: &mut LinearScratch,
+    precision: Precision,
+) {
+    let Linear { outputs, inputs, .. } = *linear;
+    let shape = Shape { rows, outputs, inputs };
+    if let Some(range) = linear.weight.gradient.clone() {
+        matmul::weight_gradient(shape, dy, x, &mut gradients[range], Write::Add, 1.0);
+    }
+    if let Some(range) = linear.bias.as_ref().and_then(|bias| bias.gradient.clone()) {
+        add_column_sums(dy, &mut gradients[range]);
+    }
+    if let Some(delta) = &linear.delta {
+        let second = Shape { rows, outputs, inputs: delta.rank };
+        matmul::weight_gradient(second, dy, low, &mut gradients[delta.b_gradient.clone()], Write::Add, delta.scale);
+        let dlow = sized(&mut scratch.low, rows * delta.rank);
+        matmul::input_gradient(second, dy, Weight::F32(delta.b), dlow, Write::Replace, Precision::F32);
+        softmax::scale(dlow, delta.scale);
+        let x = match dropout {
+            Some((key, probability)) => {
+                let dropped = sized(&mut scratch.dropped, x.len());
+                noise::dropout(x, dropped, key, probability);
+                dropped
+            }
+            None => x,
+        };
+        let first = Shape { rows, outputs: delta.rank, inputs };
+        matmul::weight_gradient(first, dlow, x, &mut gradients[delta.a_gradient.clone()], Write::Add, 1.0);
+    }
+    let Some((dx, write)) = dx else { return };
+    matmul::input_gradient(shape, dy, linear.weight.value, dx, write, precision);
+    if let Some(delta) = &linear.delta {
+        let first = Shape { rows, outputs: delta.rank, inputs };
+        let a = Weight::F32(delta.a);
+        match dropout {
+            None => matmul::input_gradient(first, &scratch.low, a, dx, Write::Add, Precision::F32),
+            Some((key, probability)) => {
+                let back = sized(&mut scratch.back, dx.len());
+                matmul::input_gradient(first, &scratch.low, a, back, Write::Replace, Precision::F32);
+                noise::add_dropout(back, dx, key, probability);
+            }
+        }
+    }
+}

@@ -1,0 +1,477 @@
+//! Training steps: gradients of packed batches, AdamW updates, exact resume.
+
+use crate::base_model::{self, BaseModel, TensorSource};
+use crate::batch::{PackedBatch, check_tokens};
+use crate::config::ModelConfig;
+use crate::error::ModelError;
+use crate::inference::{InferenceScratch, LogitsWanted, Row};
+use crate::kv_cache::KvCache;
+use crate::lora::{LoraAdapter, LoraConfig, LowRank, Projection};
+use crate::parameters::Parameters;
+use crate::qwen::{self, Decoder, Delta, Layer, Linear, Noise, Trained, Workspace};
+use crate::weights::Tensor;
+use half::bf16;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use zerog_kernels::adamw::AdamW;
+use zerog_kernels::matmul::{Precision, Weight};
+use zerog_kernels::noise::NoiseKey;
+use zerog_kernels::rope::RopeTable;
+
+/// A model in training: an adapter on a frozen base, or every parameter.
+///
+/// One optimiser step is any number of [`forward_backward`](Self::forward_backward) calls, whose gradients
+/// add up, and one [`apply_update`](Self::apply_update). Gradients are of the loss **sum**; the update's
+/// `gradient_scale` divides by the number of supervised tokens of all its batches, so that accumulation gives
+/// the same step as one large batch. The same calls give the same bits on any number of threads.
+#[derive(Debug)]
+pub struct TrainableModel {
+    mode: Mode,
+    parameters: Parameters,
+    space: Workspace,
+    precision: Precision,
+}
+
+#[derive(Debug)]
+enum Mode {
+    Lora { base: Arc<BaseModel>, lora: LoraConfig, places: Vec<[Option<DeltaPlaces>; 7]> },
+    Full { config: ModelConfig, rope: RopeTable, places: FullPlaces, seed: u64 },
+}
+
+#[derive(Clone, Debug)]
+struct DeltaPlaces {
+    a: Range<usize>,
+    b: Range<usize>,
+}
+
+#[derive(Debug)]
+struct FullPlaces {
+    embedding: Range<usize>,
+    head: Option<Range<usize>>,
+    final_norm: Range<usize>,
+    layers: Vec<LayerPlaces>,
+}
+
+#[derive(Debug)]
+struct LayerPlaces {
+    weights: [Range<usize>; 7],
+    biases: [Option<Range<usize>>; 7],
+    input_norm: Range<usize>,
+    post_norm: Range<usize>,
+}
+
+/// What differs between the batches of a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StepOptions {
+    /// A number that is different for every batch of the run, for example their count so far. Dropout and noise
+    /// depend on it and on the seed alone, so that a resumed run repeats them.
+    pub batch_number: u64,
+    /// Strength of NEFTune noise on the embeddings; 0 for none.
+    pub neftune_alpha: f32,
+}
+
+/// Loss of one batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StepLoss {
+    /// Sum over supervised tokens of the negative logarithm of the target's probability.
+    pub loss_sum: f64,
+    /// Number of supervised tokens.
+    pub supervised_tokens: usize,
+}
+
+impl StepLoss {
+    /// Loss per supervised token; 0 if there is none.
+    pub fn mean(&self) -> f64 {
+        if self.supervised_tokens == 0 { 0.0 } else { self.loss_sum / self.supervised_tokens as f64 }
+    }
+
+    /// Adds another batch.
+    pub fn add(&mut self, other: Self) {
+        self.loss_sum += other.loss_sum;
+        self.supervised_tokens += other.supervised_tokens;
+    }
+}
+
+/// The numbers of one AdamW update.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct UpdateOptions {
+    /// Learning rate.
+    pub learning_rate: f32,
+    /// Decoupled weight decay, not applied to biases and norms.
+    pub weight_decay: f32,
+    /// Decay rates of the moments.
+    pub betas: (f32, f32),
+    /// Added to the root of the second moment.
+    pub epsilon: f32,
+    /// Factor of the accumulated gradients, see [`TrainableModel::clipped_scale`].
+    pub gradient_scale: f32,
+}
+
+/// Result of [`TrainableModel::clipped_scale`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ClippedScale {
+    /// Norm of the mean gradient before clipping.
+    pub gradient_norm: f64,
+    /// Factor that takes the mean over tokens and clips.
+    pub scale: f32,
+}
+
+/// Whether [`TrainableModel::logits`] uses the adapter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AdapterUse {
+    /// The model as trained so far.
+    With,
+    /// The frozen base model.
+    Without,
+}
+
+impl TrainableModel {
+    /// A new adapter on `base`: `A` random from the seed, `B` zero, so that training starts at the base model.
+    ///
+    /// # Errors
+    /// [`ModelError::InvalidLora`].
+    pub fn lora(base: Arc<BaseModel>, lora: LoraConfig) -> Result<Self, ModelError> {
+        lora.check()?;
+        let mut parameters = Parameters::default();
+        let mut places = Vec::new();
+        for layer in 0..base.config.layers {
+            let mut row = <[Option<DeltaPlaces>; 7]>::default();
+            for projection in &lora.targets {
+                let (outputs, inputs) = base.config.projection_shape(*projection);
+                let name = base_model::linear_name(layer, *projection);
+                let initial = lora.initial_a(layer, *projection, inputs);
+                row[projection.index()] = Some(DeltaPlaces {
+                    a: parameters.add(format!("{name}.lora_A"), &initial, true),
+                    b: parameters.add(format!("{name}.lora_B"), &vec![0.0; outputs * lora.rank], true),
+                });
+            }
+            places.push(row);
+        }
+        let mode = Mode::Lora { base, lora, places };
+        Ok(Self { mode, parameters, space: Workspace::default(), precision: Precision::F32 })
+    }
+
+    /// An adapter that continues from `adapter`, with fresh optimiser moments. `lora` must have its rank and
+    /// targets.
+    ///
+    /// # Errors
+    /// [`ModelError::InvalidLora`], [`ModelError::AdapterMismatch`].
+    pub fn lora_from(base: Arc<BaseModel>, lora: LoraConfig, adapter: &LoraAdapter) -> Result<Self, ModelError> {
+        let mut model = Self::lora(base, lora)?;
+        let Mode::Lora { base, lora, places } = &model.mode else { unreachable!("just made for an adapter") };
+        if !adapter.fits(&base.config) {
+            return Err(ModelError::AdapterMismatch);
+        }
+        for (places, pairs) in places.iter().zip(&adapter.layers) {
+            for (place, pair) in places.iter().zip(pairs) {
+                match (place, pair) {
+                    (None, None) => {}
+                    (Some(place), Some(pair)) if pair.rank == lora.rank && pair.scale == lora.scale() => {
+                        model.parameters.values[place.a.clone()].copy_from_slice(&pair.a);
+                        model.parameters.values[place.b.clone()].copy_from_slice(&pair.b());
+                    }
+                    _ => return Err(ModelError::AdapterMismatch),
+                }
+            }
+        }
+        Ok(model)
+    }
+
+    /// All parameters of `base`, in f32. `seed` starts the random numbers of noise.
+    pub fn full(base: &BaseModel, seed: u64) -> Self {
+        let config = base.config.clone();
+        let mut parameters = Parameters::default();
+        let embedding = parameters.add(base_model::EMBEDDING.to_owned(), &base.embedding.to_f32(), true);
+        let head = base.head.as_ref().map(|head| parameters.add(base_model::HEAD.to_owned(), &head.to_f32(), true));
+        let final_norm = parameters.add(base_model::FINAL_NORM.to_owned(), &base.final_norm, false);
+        let mut layers = Vec::new();
+        for (index, layer) in base.layers.iter().enumerate() {
+            let weights = Projection::ALL.map(|projection| {
+                let name = format!("{}.weight", base_model::linear_name(index, projection));
+                parameters.add(name, &layer.linears[projection.index()].to_f32(), true)
+            });
+            let biases = Projection::ALL.map(|projection| {
+                let name = format!("{}.bias", base_model::linear_name(index, projection));
+                layer.biases[projection.index()].as_ref().map(|bias| parameters.add(name, bias, false))
+            });
+            let input_norm = parameters.add(base_model::input_norm_name(index), &layer.input_norm, false);
+            let post_norm = parameters.add(base_model::post_norm_name(index), &layer.post_norm, false);
+            layers.push(LayerPlaces { weights, biases, input_norm, post_norm });
+        }
+        let places = FullPlaces { embedding, head, final_norm, layers };
+        let mode = Mode::Full { rope: base.rope.clone(), config, places, seed };
+        Self { mode, parameters, space: Workspace::default(), precision: Precision::F32 }
+    }
+
+    /// Chooses how activations meet bf16 weights; the default is [`Precision::F32`].
+    pub fn set_precision(&mut self, precision: Precision) {
+        self.precision = precision;
+    }
+
+    /// The configuration of the model.
+    pub fn config(&self) -> &ModelConfig {
+        match &self.mode {
+            Mode::Lora { base, .. } => &base.config,
+            Mode::Full { config, .. } => config,
+        }
+    }
+
+    /// Number of parameters that are trained.
+    pub fn trainable_parameters(&self) -> usize {
+        self.parameters.len()
+    }
+
+    /// Number of updates so far.
+    pub fn updates(&self) -> u64 {
+        self.parameters.updates
+    }
+
+    /// Loss of `batch`; the gradients of its sum are added to those of earlier calls.
+    ///
+    /// # Errors
+    /// [`ModelError::EmptyBatch`], [`ModelError::BatchLengths`], [`ModelError::TokenOutOfRange`],
+    /// [`ModelError::SequenceTooLong`], [`ModelError::LossNotFinite`].
+    pub fn forward_backward(&mut self, batch: &PackedBatch, options: &StepOptions) -> Result<StepLoss, ModelError> {
+        batch.check(self.config())?;
+        let (seed, dropout) = match &self.mode {
+            Mode::Lora { lora, .. } => (lora.seed, lora.dropout),
+            Mode::Full { seed, .. } => (*seed, 0.0),
+        };
+        let key = NoiseKey::new(seed).child(0x57e9).child(options.batch_number);
+        let noise = Noise { key, dropout, neftune_alpha: options.neftune_alpha };
+        let Parameters { values, gradients, .. } = &mut self.parameters;
+        let decoder = self.mode.decoder(values);
+        let (space, precision) = (&mut self.space, self.precision);
+        // Inside the pool from the start: entering it once is cheaper than once for every operation.
+        let loss = rayon::scope(|_| qwen::forward_backward(&decoder, batch, &noise, gradients, space, precision));
+        finite(loss)
+    }
+
+    /// Loss of `batch` without dropout, noise or gradients.
+    ///
+    /// # Errors
+    /// As [`TrainableModel::forward_backward`].
+    pub fn eval_loss(&mut self, batch: &PackedBatch) -> Result<StepLoss, ModelError> {
+        batch.check(self.config())?;
+        let decoder = self.mode.decoder(&self.parameters.values);
+        let (space, precision) = (&mut self.space, self.precision);
+        finite(rayon::scope(|_| qwen::evaluate(&decoder, batch, space, precision)))
+    }
+
+    /// Norm of the accumulated gradients of the loss sum.
+    pub fn gradient_norm(&self) -> f64 {
+        self.parameters.gradient_norm()
+    }
+
+    /// The factor that turns the accumulated gradients into the mean over `supervised_tokens`, clipped to
+    /// `maximum_norm` if given.
+    pub fn clipped_scale(&self, supervised_tokens: usize, maximum_norm: Option<f32>) -> ClippedScale {
+        let mean = 1.0 / supervised_tokens.max(1) as f64;
+        let gradient_norm = self.gradient_norm() * mean;
+        // The same small number as in `torch.nn.utils.clip_grad_norm_`.
+        let clip = maximum_norm.map_or(1.0, |limit| (f64::from(limit) / (gradient_norm + 1e-6)).min(1.0));
+        ClippedScale { gradient_norm, scale: (mean * clip) as f32 }
+    }
+
+    /// One AdamW update from the accumulated gradients, which are cleared.
+    pub fn apply_update(&mut self, options: &UpdateOptions) {
+        self.parameters.update(AdamW {
+            learning_rate: options.learning_rate,
+            betas: options.betas,
+            epsilon: options.epsilon,
+            weight_decay: options.weight_decay,
+            gradient_scale: options.gradient_scale,
+            step: 0,
+        });
+    }
+
+    /// Drops the accumulated gradients.
+    pub fn zero_gradients(&mut self) {
+        self.parameters.zero_gradients();
+    }
+
+    /// Parameters, moments and number of updates, for [`TrainableModel::import_state`]. Gradients that were not
+    /// applied yet are not part of it.
+    pub fn export_state(&self) -> Vec<u8> {
+        self.parameters.export()
+    }
+
+    /// Takes over exported state of a model with the same parameters; a run continues with the same bits.
+    ///
+    /// # Errors
+    /// [`ModelError::StateMismatch`]; nothing has changed then.
+    pub fn import_state(&mut self, bytes: &[u8]) -> Result<(), ModelError> {
+        self.parameters.import(bytes)
+    }
+
+    /// A copy of the adapter as trained so far.
+    ///
+    /// # Errors
+    /// [`ModelError::WrongMode`] if every parameter is trained.
+    pub fn adapter(&self) -> Result<LoraAdapter, ModelError> {
+        let Mode::Lora { lora, places, .. } = &self.mode else {
+            return Err(ModelError::WrongMode { operation: "taking an adapter" });
+        };
+        let values = &self.parameters.values;
+        let pair = |place: &DeltaPlaces| {
+            LowRank::new(lora.rank, lora.scale(), values[place.a.clone()].to_vec(), &values[place.b.clone()])
+        };
+        let layers = places.iter().map(|row| std::array::from_fn(|index| row[index].as_ref().map(pair))).collect();
+        Ok(LoraAdapter { settings: lora.clone(), layers })
+    }
+
+    /// The model as trained so far, rounded to bf16.
+    ///
+    /// # Errors
+    /// [`ModelError::WrongMode`] if an adapter is trained.
+    pub fn to_base_model(&self) -> Result<BaseModel, ModelError> {
+        let Mode::Full { config, .. } = &self.mode else {
+            return Err(ModelError::WrongMode { operation: "making a base model" });
+        };
+        let places = self.parameters.slots().collect();
+        BaseModel::build(config.clone(), &mut ParameterSource { values: &self.parameters.values, places })
+    }
+
+    /// Writes the model as trained so far: `config.json` and `model.safetensors` in bf16.
+    ///
+    /// # Errors
+    /// [`ModelError::WrongMode`], [`ModelError::Io`].
+    pub fn save_base_model(&self, directory: &Path) -> Result<(), ModelError> {
+        self.to_base_model()?.save(directory)
+    }
+
+    /// Logits after the last of `tokens`, computed by the serving code: an engine that loads the saved adapter
+    /// gets the same bits.
+    ///
+    /// # Errors
+    /// [`ModelError::EmptyBatch`], [`ModelError::TokenOutOfRange`], [`ModelError::SequenceTooLong`];
+    /// [`ModelError::WrongMode`] for the base model's logits when there is none.
+    pub fn logits(&self, tokens: &[u32], adapter: AdapterUse) -> Result<Vec<f32>, ModelError> {
+        check_tokens(tokens, self.config())?;
+        let trained;
+        let (base, adapter) = match (&self.mode, adapter) {
+            (Mode::Lora { base, .. }, AdapterUse::With) => (&**base, Some(Arc::new(self.adapter()?))),
+            (Mode::Lora { base, .. }, AdapterUse::Without) => (&**base, None),
+            (Mode::Full { .. }, AdapterUse::With) => {
+                trained = self.to_base_model()?;
+                (&trained, None)
+            }
+            (Mode::Full { .. }, AdapterUse::Without) => {
+                return Err(ModelError::WrongMode { operation: "computing the base model's logits" });
+            }
+        };
+        let mut cache = KvCache::new(&base.config, tokens.len());
+        let mut rows = [Row { tokens, cache: &mut cache, adapter, wanted: LogitsWanted::Last }];
+        let mut logits = base.forward(&mut rows, &mut InferenceScratch::default())?;
+        Ok(logits.swap_remove(0))
+    }
+}
+
+fn finite(loss: zerog_kernels::cross_entropy::HeadLoss) -> Result<StepLoss, ModelError> {
+    if !loss.loss_sum.is_finite() {
+        return Err(ModelError::LossNotFinite);
+    }
+    Ok(StepLoss { loss_sum: loss.loss_sum, supervised_tokens: loss.supervised_tokens })
+}
+
+impl Mode {
+    /// The weights of a step: the base with deltas from `values`, or `values` alone.
+    fn decoder<'a>(&'a self, values: &'a [f32]) -> Decoder<'a> {
+        match self {
+            Self::Lora { base, lora, places } => Decoder {
+                config: &base.config,
+                rope: &base.rope,
+                embedding: Trained { value: base.embedding.weight(), gradient: None },
+                head: Trained { value: base.head_weight(), gradient: None },
+                final_norm: Trained { value: &base.final_norm, gradient: None },
+                layers: base
+                    .layers
+                    .iter()
+                    .zip(places)
+                    .map(|(layer, places)| Layer {
+                        linears: Projection::ALL.map(|projection| {
+                            let index = projection.index();
+                            let (outputs, inputs) = base.config.projection_shape(projection);
+                            Linear {
+                                outputs,
+                                inputs,
+                                weight: Trained { value: layer.linears[index].weight(), gradient: None },
+                                bias: layer.biases[index].as_deref().map(|value| Trained { value, gradient: None }),
+                                delta: places[index].as_ref().map(|place| Delta {
+                                    rank: lora.rank,
+                                    scale: lora.scale(),
+                                    a: &values[place.a.clone()],
+                                    b: &values[place.b.clone()],
+                                    a_gradient: place.a.clone(),
+                                    b_gradient: place.b.clone(),
+                                }),
+                            }
+                        }),
+                        input_norm: Trained { value: &layer.input_norm, gradient: None },
+                        post_norm: Trained { value: &layer.post_norm, gradient: None },
+                    })
+                    .collect(),
+            },
+            Self::Full { config, rope, places, .. } => {
+                let matrix = |range: &Range<usize>| Trained {
+                    value: Weight::F32(&values[range.clone()]),
+                    gradient: Some(range.clone()),
+                };
+                let vector =
+                    |range: &Range<usize>| Trained { value: &values[range.clone()], gradient: Some(range.clone()) };
+                Decoder {
+                    config,
+                    rope,
+                    embedding: matrix(&places.embedding),
+                    head: matrix(places.head.as_ref().unwrap_or(&places.embedding)),
+                    final_norm: vector(&places.final_norm),
+                    layers: places
+                        .layers
+                        .iter()
+                        .map(|layer| Layer {
+                            linears: Projection::ALL.map(|projection| {
+                                let index = projection.index();
+                                let (outputs, inputs) = config.projection_shape(projection);
+                                Linear {
+                                    outputs,
+                                    inputs,
+                                    weight: matrix(&layer.weights[index]),
+                                    bias: layer.biases[index].as_ref().map(vector),
+                                    delta: None,
+                                }
+                            }),
+                            input_norm: vector(&layer.input_norm),
+                            post_norm: vector(&layer.post_norm),
+                        })
+                        .collect(),
+                }
+            }
+        }
+    }
+}
+
+/// Trained parameters as the tensors of a base model.
+struct ParameterSource<'a> {
+    values: &'a [f32],
+    places: HashMap<&'a str, Range<usize>>,
+}
+
+impl ParameterSource<'_> {
+    fn rounded(&self, name: &str) -> Result<Vec<bf16>, ModelError> {
+        let missing = || ModelError::MissingTensor { name: name.to_owned() };
+        let range = self.places.get(name).cloned().ok_or_else(missing)?;
+        Ok(self.values[range].iter().map(|value| bf16::from_f32(*value)).collect())
+    }
+}
+
+impl TensorSource for ParameterSource<'_> {
+    fn matrix(&mut self, name: &str, _: &[usize]) -> Result<Tensor, ModelError> {
+        Ok(Tensor::Bf16(Arc::new(self.rounded(name)?)))
+    }
+
+    fn vector(&mut self, name: &str, _: usize) -> Result<Vec<f32>, ModelError> {
+        Ok(self.rounded(name)?.into_iter().map(bf16::to_f32).collect())
+    }
+}
