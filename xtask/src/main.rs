@@ -1,1 +1,56 @@
-fn main() {}
+//! Developer commands: `cargo xtask test`, `tidy`, `contracts`.
+
+mod check;
+mod tidy;
+
+use std::path::{Path, PathBuf};
+
+use clap::{Parser, Subcommand};
+
+/// Developer commands of the workspace.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run every check: format, lints, structure, documents, tests, contract artifacts, chain clients.
+    Test {
+        /// Treat a part that had to be skipped (no Node, no Python, no PostgreSQL) as a failure.
+        #[arg(long)]
+        all: bool,
+        /// Pass the rest to `cargo test`, for example a test name.
+        #[arg(last = true)]
+        test_arguments: Vec<String>,
+    },
+    /// Check the structure: dependency directions, links in documents, recorded hashes.
+    Tidy,
+    /// Rebuild the contract artifacts from the Solidity sources (needs Node).
+    Contracts {
+        /// Compare with the committed artifacts instead of writing them.
+        #[arg(long)]
+        check: bool,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    let root = workspace_root();
+    match Arguments::parse().command {
+        Command::Test {
+            all,
+            test_arguments,
+        } => check::run(&root, all, &test_arguments),
+        Command::Tidy => tidy::run(&root),
+        Command::Contracts { check } => check::contracts(&root, check),
+    }
+}
+
+fn workspace_root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .map(Path::to_path_buf)
+        .unwrap_or_default()
+}

@@ -1,0 +1,179 @@
+//! `cargo xtask test`: every check in one order, each part announced, each skip said.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+
+use crate::tidy;
+
+/// Runs all checks. With `all`, a part that cannot run is a failure.
+pub(crate) fn run(root: &Path, all: bool, test_arguments: &[String]) -> anyhow::Result<()> {
+    let mut skipped = Vec::new();
+    let started = Instant::now();
+
+    part("format", || cargo(root, &["fmt", "--all", "--check"], &[]))?;
+    part("structure", || tidy::run(root))?;
+    part("lints", || {
+        cargo(
+            root,
+            &[
+                "clippy",
+                "--workspace",
+                "--all-targets",
+                "--quiet",
+                "--",
+                "-D",
+                "warnings",
+            ],
+            &[],
+        )
+    })?;
+    part("documents", || {
+        let flags = [("RUSTDOCFLAGS", "-D warnings")];
+        cargo(
+            root,
+            &[
+                "doc",
+                "--workspace",
+                "--no-deps",
+                "--document-private-items",
+                "--quiet",
+            ],
+            &flags,
+        )
+    })?;
+    part("binaries", || {
+        cargo(root, &["build", "--workspace", "--bins", "--quiet"], &[])
+    })?;
+    part("tests", || {
+        let bins = root.join("target/debug");
+        let binary = |name: &str| bins.join(name).to_string_lossy().into_owned();
+        let (cli, provider, devnet) = (
+            binary("0g-compute-cli"),
+            binary("0g-compute-provider"),
+            binary("0g-compute-devnet"),
+        );
+        let environment = [
+            ("ZEROG_CLI_BINARY", cli.as_str()),
+            ("ZEROG_PROVIDER_BINARY", provider.as_str()),
+            ("ZEROG_DEVNET_BINARY", devnet.as_str()),
+        ];
+        let mut arguments = vec!["test", "--workspace", "--no-fail-fast", "--quiet"];
+        arguments.extend(test_arguments.iter().map(String::as_str));
+        cargo(root, &arguments, &environment)
+    })?;
+
+    if has("node") && has("npm") {
+        part("contract artifacts", || contracts(root, true))?;
+        part("ethers against the embedded chain", || {
+            chain_client(root, "ethers")
+        })?;
+    } else {
+        skipped.push("contract artifacts and the ethers probe: Node and npm were not found");
+    }
+    if has("python3") && python_has(root, "web3") {
+        part("web3.py against the embedded chain", || {
+            chain_client(root, "web3")
+        })?;
+    } else {
+        skipped.push("the web3.py probe: python3 with the package web3 was not found");
+    }
+    if std::env::var_os("TEST_DATABASE_URL").is_none() {
+        skipped.push(
+            "the store suite on PostgreSQL: TEST_DATABASE_URL is not set (SQLite was tested)",
+        );
+    }
+
+    for reason in &skipped {
+        eprintln!("skipped: {reason}");
+    }
+    if all && !skipped.is_empty() {
+        bail!("--all was given and {} part(s) were skipped", skipped.len());
+    }
+    eprintln!("all checks passed in {} s", started.elapsed().as_secs());
+    Ok(())
+}
+
+/// Rebuilds the contract artifacts, or compares a rebuild with them.
+pub(crate) fn contracts(root: &Path, check: bool) -> anyhow::Result<()> {
+    let folder = root.join("contracts");
+    if !folder.join("node_modules/solc").exists() {
+        command(
+            &folder,
+            "npm",
+            &[
+                "ci",
+                "--ignore-scripts",
+                "--no-audit",
+                "--no-fund",
+                "--silent",
+            ],
+            &[],
+        )?;
+    }
+    let mut arguments = vec!["build.mjs"];
+    if check {
+        arguments.push("--check");
+    }
+    command(&folder, "node", &arguments, &[])
+}
+
+fn chain_client(root: &Path, client: &str) -> anyhow::Result<()> {
+    let script = root.join("crates/devchain/tests/clients/run.sh");
+    command(root, "bash", &[&script.to_string_lossy(), client], &[])
+}
+
+fn part(name: &str, work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    eprintln!("==> {name}");
+    let started = Instant::now();
+    work().with_context(|| format!("the part `{name}` failed"))?;
+    eprintln!("    {name}: passed in {} s", started.elapsed().as_secs());
+    Ok(())
+}
+
+fn cargo(root: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> anyhow::Result<()> {
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    command(root, &cargo, arguments, environment)
+}
+
+fn command(
+    folder: &Path,
+    program: &str,
+    arguments: &[&str],
+    environment: &[(&str, &str)],
+) -> anyhow::Result<()> {
+    let status = Command::new(program)
+        .args(arguments)
+        .envs(environment.iter().copied())
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .status()
+        .with_context(|| format!("cannot start {program}"))?;
+    if !status.success() {
+        bail!("{program} {} ended with {status}", arguments.join(" "));
+    }
+    Ok(())
+}
+
+fn has(program: &str) -> bool {
+    succeeds(Command::new(program).arg("--version"))
+}
+
+fn python_has(root: &Path, module: &str) -> bool {
+    succeeds(
+        Command::new("python3")
+            .args(["-c", &format!("import {module}")])
+            .current_dir(root),
+    )
+}
+
+fn succeeds(command: &mut Command) -> bool {
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+}
