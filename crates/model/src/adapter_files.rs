@@ -182,27 +182,46 @@ impl LoraAdapter {
     ///
     /// # Errors
     /// One variant of [`AdapterError`] for each thing that is checked.
-    pub fn from_bytes(settings: &[u8], weights: &[u8], config: &ModelConfig) -> Result<Self, AdapterError> {
+    pub fn from_bytes(
+        settings: &[u8],
+        weights: &[u8],
+        config: &ModelConfig,
+    ) -> Result<Self, AdapterError> {
         let settings = read_settings(settings)?;
-        let file = SafeTensors::deserialize(weights).map_err(|source| AdapterError::Weights { source })?;
+        let file =
+            SafeTensors::deserialize(weights).map_err(|source| AdapterError::Weights { source })?;
         let mut found: HashMap<(usize, Projection, bool), Vec<f32>> = HashMap::new();
         for (name, tensor) in file.iter() {
             let place = tensor_place(name)?;
             let (layer, projection, is_a) = place;
             if layer >= config.layers || !settings.targets.contains(&projection) {
-                return Err(AdapterError::UnexpectedTensor { name: name.to_owned() });
+                return Err(AdapterError::UnexpectedTensor {
+                    name: name.to_owned(),
+                });
             }
             let (outputs, inputs) = config.projection_shape(projection);
-            let expected = if is_a { [settings.rank, inputs] } else { [outputs, settings.rank] };
+            let expected = if is_a {
+                [settings.rank, inputs]
+            } else {
+                [outputs, settings.rank]
+            };
             if tensor.shape() != expected {
-                return Err(AdapterError::Shape { name: name.to_owned(), expected, found: tensor.shape().to_vec() });
+                return Err(AdapterError::Shape {
+                    name: name.to_owned(),
+                    expected,
+                    found: tensor.shape().to_vec(),
+                });
             }
-            let values = decode(name, tensor.dtype(), tensor.data()).map_err(|_| AdapterError::ElementType {
-                name: name.to_owned(),
-                found: format!("{:?}", tensor.dtype()),
+            let values = decode(name, tensor.dtype(), tensor.data()).map_err(|_| {
+                AdapterError::ElementType {
+                    name: name.to_owned(),
+                    found: format!("{:?}", tensor.dtype()),
+                }
             })?;
             if !values.iter().all(|value| value.is_finite()) {
-                return Err(AdapterError::NotFinite { name: name.to_owned() });
+                return Err(AdapterError::NotFinite {
+                    name: name.to_owned(),
+                });
             }
             found.insert(place, values);
         }
@@ -212,9 +231,11 @@ impl LoraAdapter {
             let mut row = <[Option<LowRank>; 7]>::default();
             for projection in &settings.targets {
                 let mut take = |is_a| {
-                    found
-                        .remove(&(layer, *projection, is_a))
-                        .ok_or_else(|| AdapterError::MissingTensor { name: tensor_name(layer, *projection, is_a) })
+                    found.remove(&(layer, *projection, is_a)).ok_or_else(|| {
+                        AdapterError::MissingTensor {
+                            name: tensor_name(layer, *projection, is_a),
+                        }
+                    })
                 };
                 let (a, b) = (take(true)?, take(false)?);
                 changes |= b.iter().any(|value| *value != 0.0);
@@ -250,7 +271,10 @@ impl LoraAdapter {
         for (layer, row) in self.layers.iter().enumerate() {
             for (projection, pair) in Projection::ALL.into_iter().zip(row) {
                 let Some(pair) = pair else { continue };
-                let (inputs, outputs) = (pair.a.len() / pair.rank, pair.b_transposed.len() / pair.rank);
+                let (inputs, outputs) = (
+                    pair.a.len() / pair.rank,
+                    pair.b_transposed.len() / pair.rank,
+                );
                 let name = tensor_name(layer, projection, true);
                 tensors.push(NamedTensor::f32(name, vec![pair.rank, inputs], &pair.a));
                 let name = tensor_name(layer, projection, false);
@@ -263,7 +287,11 @@ impl LoraAdapter {
 
     fn config_json(&self, identity: &AdapterIdentity) -> String {
         let settings = &self.settings;
-        let targets: Vec<&str> = settings.targets.iter().map(|projection| projection.name()).collect();
+        let targets: Vec<&str> = settings
+            .targets
+            .iter()
+            .map(|projection| projection.name())
+            .collect();
         // Shortest decimal of the single-precision number, so that 0.05 is not written as 0.05000000074.
         let decimal = |value: f32| value.to_string().parse::<f64>().unwrap_or(f64::from(value));
         let alpha = if settings.alpha.fract() == 0.0 && settings.alpha.abs() < 1e9 {
@@ -301,12 +329,17 @@ fn read_settings(bytes: &[u8]) -> Result<LoraConfig, AdapterError> {
     if bytes.len() > MAXIMUM_CONFIG_BYTES {
         return Err(AdapterError::ConfigTooLarge { bytes: bytes.len() });
     }
-    let raw: RawConfig = serde_json::from_slice(bytes).map_err(|source| AdapterError::Config { source })?;
-    let unsupported = |setting, value: String| Err(AdapterError::UnsupportedSetting { setting, value });
+    let raw: RawConfig =
+        serde_json::from_slice(bytes).map_err(|source| AdapterError::Config { source })?;
+    let unsupported =
+        |setting, value: String| Err(AdapterError::UnsupportedSetting { setting, value });
     if raw.peft_type != "LORA" {
         return unsupported("peft_type", raw.peft_type);
     }
-    for (setting, on) in [("use_dora", raw.use_dora), ("fan_in_fan_out", raw.fan_in_fan_out)] {
+    for (setting, on) in [
+        ("use_dora", raw.use_dora),
+        ("fan_in_fan_out", raw.fan_in_fan_out),
+    ] {
         if on {
             return unsupported(setting, "true".to_owned());
         }
@@ -330,13 +363,19 @@ fn read_settings(bytes: &[u8]) -> Result<LoraConfig, AdapterError> {
             return unsupported(setting, value.to_string());
         }
     }
-    let rank = usize::try_from(raw.r).ok().filter(|rank| (1..=MAXIMUM_RANK).contains(rank));
+    let rank = usize::try_from(raw.r)
+        .ok()
+        .filter(|rank| (1..=MAXIMUM_RANK).contains(rank));
     let rank = rank.ok_or(AdapterError::Rank { rank: raw.r })?;
     if !(raw.lora_alpha.is_finite() && raw.lora_alpha > 0.0) {
-        return Err(AdapterError::Alpha { alpha: raw.lora_alpha });
+        return Err(AdapterError::Alpha {
+            alpha: raw.lora_alpha,
+        });
     }
     let targets: BTreeSet<Projection> = match raw.target_modules {
-        Targets::Pattern(pattern) if pattern == "all-linear" => Projection::ALL.into_iter().collect(),
+        Targets::Pattern(pattern) if pattern == "all-linear" => {
+            Projection::ALL.into_iter().collect()
+        }
         Targets::Pattern(pattern) => return unsupported("target_modules", pattern),
         Targets::Names(names) => names
             .into_iter()
@@ -358,23 +397,34 @@ fn read_settings(bytes: &[u8]) -> Result<LoraConfig, AdapterError> {
 
 fn tensor_name(layer: usize, projection: Projection, is_a: bool) -> String {
     let matrix = if is_a { "lora_A" } else { "lora_B" };
-    format!("{PREFIX}model.layers.{layer}.{}.{matrix}.weight", projection.path())
+    format!(
+        "{PREFIX}model.layers.{layer}.{}.{matrix}.weight",
+        projection.path()
+    )
 }
 
 /// Layer, linear layer and whether it is `A`, from a tensor's name.
 fn tensor_place(name: &str) -> Result<(usize, Projection, bool), AdapterError> {
-    let rest = name.strip_prefix(PREFIX).and_then(|rest| rest.strip_prefix("model.layers."));
-    let rest = rest.ok_or_else(|| AdapterError::TensorPrefix { name: name.to_owned() })?;
+    let rest = name
+        .strip_prefix(PREFIX)
+        .and_then(|rest| rest.strip_prefix("model.layers."));
+    let rest = rest.ok_or_else(|| AdapterError::TensorPrefix {
+        name: name.to_owned(),
+    })?;
     let place = || {
         let (layer, rest) = rest.split_once('.')?;
         let (path, is_a) = match rest.strip_suffix(".lora_A.weight") {
             Some(path) => (path, true),
             None => (rest.strip_suffix(".lora_B.weight")?, false),
         };
-        let projection = Projection::ALL.into_iter().find(|projection| projection.path() == path)?;
+        let projection = Projection::ALL
+            .into_iter()
+            .find(|projection| projection.path() == path)?;
         // `01` and `+1` would name a layer twice.
         let number: usize = layer.parse().ok()?;
         (number.to_string() == layer).then_some((number, projection, is_a))
     };
-    place().ok_or_else(|| AdapterError::UnexpectedTensor { name: name.to_owned() })
+    place().ok_or_else(|| AdapterError::UnexpectedTensor {
+        name: name.to_owned(),
+    })
 }

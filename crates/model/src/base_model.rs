@@ -80,15 +80,25 @@ impl BaseModel {
     /// [`ModelError::InvalidSetting`].
     pub fn init_random(config: ModelConfig, seed: u64) -> Result<Arc<Self>, ModelError> {
         let key = NoiseKey::new(seed).child(0xba5e);
-        Ok(Arc::new(Self::build(config, &mut RandomSource { key, next: 0 })?))
+        Ok(Arc::new(Self::build(
+            config,
+            &mut RandomSource { key, next: 0 },
+        )?))
     }
 
-    pub(crate) fn build(config: ModelConfig, source: &mut dyn TensorSource) -> Result<Self, ModelError> {
+    pub(crate) fn build(
+        config: ModelConfig,
+        source: &mut dyn TensorSource,
+    ) -> Result<Self, ModelError> {
         config.check()?;
         let hidden = config.hidden_size;
         let table = [config.vocabulary_size, hidden];
         let embedding = source.matrix(EMBEDDING, &table)?;
-        let head = if config.tied_embeddings { None } else { Some(source.matrix(HEAD, &table)?) };
+        let head = if config.tied_embeddings {
+            None
+        } else {
+            Some(source.matrix(HEAD, &table)?)
+        };
         let mut layers = Vec::with_capacity(config.layers);
         for layer in 0..config.layers {
             let mut linears = Vec::with_capacity(7);
@@ -98,10 +108,13 @@ impl BaseModel {
                 let name = linear_name(layer, projection);
                 linears.push(source.matrix(&format!("{name}.weight"), &[outputs, inputs])?);
                 if config.has_bias(projection) {
-                    biases[projection.index()] = Some(source.vector(&format!("{name}.bias"), outputs)?);
+                    biases[projection.index()] =
+                        Some(source.vector(&format!("{name}.bias"), outputs)?);
                 }
             }
-            let Ok(linears) = <[Tensor; 7]>::try_from(linears) else { unreachable!("one tensor for each of seven") };
+            let Ok(linears) = <[Tensor; 7]>::try_from(linears) else {
+                unreachable!("one tensor for each of seven")
+            };
             layers.push(LayerWeights {
                 linears,
                 biases,
@@ -110,8 +123,21 @@ impl BaseModel {
             });
         }
         let final_norm = source.vector(FINAL_NORM, hidden)?;
-        let rope = RopeTable::new(config.head_size, config.rope_theta, config.maximum_positions);
-        Ok(Self { config, embedding, head, layers, final_norm, rope, files: None, sha256: OnceLock::new() })
+        let rope = RopeTable::new(
+            config.head_size,
+            config.rope_theta,
+            config.maximum_positions,
+        );
+        Ok(Self {
+            config,
+            embedding,
+            head,
+            layers,
+            final_norm,
+            rope,
+            files: None,
+            sha256: OnceLock::new(),
+        })
     }
 
     /// Its configuration.
@@ -126,7 +152,11 @@ impl BaseModel {
     pub fn sha256(&self) -> [u8; 32] {
         *self.sha256.get_or_init(|| match &self.files {
             Some(files) => files.sha256(),
-            None => Sha256::digest(self.to_safetensors().expect("the model's own tensors serialise")).into(),
+            None => Sha256::digest(
+                self.to_safetensors()
+                    .expect("the model's own tensors serialise"),
+            )
+            .into(),
         })
     }
 
@@ -142,10 +172,17 @@ impl BaseModel {
     pub fn save(&self, directory: &Path) -> Result<(), ModelError> {
         std::fs::create_dir_all(directory).map_err(ModelError::io(directory))?;
         let path: PathBuf = directory.join(WEIGHTS_FILE);
-        let bytes =
-            self.to_safetensors().map_err(|source| ModelError::Safetensors { path: path.clone(), source })?;
+        let bytes = self
+            .to_safetensors()
+            .map_err(|source| ModelError::Safetensors {
+                path: path.clone(),
+                source,
+            })?;
         write_file(&path, &bytes)?;
-        write_file(&directory.join(CONFIG_FILE), self.config.to_json().as_bytes())
+        write_file(
+            &directory.join(CONFIG_FILE),
+            self.config.to_json().as_bytes(),
+        )
     }
 
     fn to_safetensors(&self) -> Result<Vec<u8>, safetensors::SafeTensorError> {
@@ -169,10 +206,22 @@ impl BaseModel {
                     add(format!("{name}.bias"), vec![outputs], Weight::F32(bias));
                 }
             }
-            add(input_norm_name(layer), vec![config.hidden_size], Weight::F32(&weights.input_norm));
-            add(post_norm_name(layer), vec![config.hidden_size], Weight::F32(&weights.post_norm));
+            add(
+                input_norm_name(layer),
+                vec![config.hidden_size],
+                Weight::F32(&weights.input_norm),
+            );
+            add(
+                post_norm_name(layer),
+                vec![config.hidden_size],
+                Weight::F32(&weights.post_norm),
+            );
         }
-        add(FINAL_NORM.to_owned(), vec![config.hidden_size], Weight::F32(&self.final_norm));
+        add(
+            FINAL_NORM.to_owned(),
+            vec![config.hidden_size],
+            Weight::F32(&self.final_norm),
+        );
         serialize(&tensors)
     }
 
@@ -185,7 +234,11 @@ impl BaseModel {
 impl TensorSource for WeightFiles {
     fn matrix(&mut self, name: &str, shape: &[usize]) -> Result<Tensor, ModelError> {
         // Some published files repeat a tied head under its own name only.
-        let name = if name == EMBEDDING && !self.contains(name) && self.contains(HEAD) { HEAD } else { name };
+        let name = if name == EMBEDDING && !self.contains(name) && self.contains(HEAD) {
+            HEAD
+        } else {
+            name
+        };
         self.tensor(name, shape)
     }
 
@@ -204,11 +257,16 @@ impl TensorSource for RandomSource {
         let key = self.key.child(self.next);
         self.next += 1;
         let count: usize = shape.iter().product();
-        let values = (0..count as u64).map(|index| bf16::from_f32(key.normal(index) * INITIAL_DEVIATION)).collect();
+        let values = (0..count as u64)
+            .map(|index| bf16::from_f32(key.normal(index) * INITIAL_DEVIATION))
+            .collect();
         Ok(Tensor::Bf16(Arc::new(values)))
     }
 
     fn vector(&mut self, name: &str, length: usize) -> Result<Vec<f32>, ModelError> {
-        Ok(vec![if name.ends_with(".bias") { 0.0 } else { 1.0 }; length])
+        Ok(vec![
+            if name.ends_with(".bias") { 0.0 } else { 1.0 };
+            length
+        ])
     }
 }

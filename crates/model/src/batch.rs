@@ -30,14 +30,21 @@ impl PackedBatch {
         self.segment_lengths.push(tokens.len());
         for (next, trained) in tokens.iter().zip(trained).skip(1) {
             // An id above the range of `i32` cannot be in a vocabulary; the check before use refuses it.
-            self.targets.push(if *trained { i32::try_from(*next).unwrap_or(i32::MAX) } else { NO_LABEL });
+            self.targets.push(if *trained {
+                i32::try_from(*next).unwrap_or(i32::MAX)
+            } else {
+                NO_LABEL
+            });
         }
         self.targets.push(NO_LABEL);
     }
 
     /// Number of tokens with a label.
     pub fn supervised_tokens(&self) -> usize {
-        self.targets.iter().filter(|target| **target != NO_LABEL).count()
+        self.targets
+            .iter()
+            .filter(|target| **target != NO_LABEL)
+            .count()
     }
 
     /// Refuses what the model cannot compute.
@@ -56,13 +63,21 @@ impl PackedBatch {
         check_tokens(&self.tokens, config)?;
         let vocabulary = config.vocabulary_size;
         for target in &self.targets {
-            if *target != NO_LABEL && !usize::try_from(*target).is_ok_and(|target| target < vocabulary) {
-                return Err(ModelError::TokenOutOfRange { token: i64::from(*target), vocabulary });
+            if *target != NO_LABEL
+                && !usize::try_from(*target).is_ok_and(|target| target < vocabulary)
+            {
+                return Err(ModelError::TokenOutOfRange {
+                    token: i64::from(*target),
+                    vocabulary,
+                });
             }
         }
         for length in &self.segment_lengths {
             if *length > config.maximum_positions {
-                return Err(ModelError::SequenceTooLong { tokens: *length, limit: config.maximum_positions });
+                return Err(ModelError::SequenceTooLong {
+                    tokens: *length,
+                    limit: config.maximum_positions,
+                });
             }
         }
         Ok(())
@@ -72,7 +87,10 @@ impl PackedBatch {
 pub(crate) fn check_tokens(tokens: &[u32], config: &ModelConfig) -> Result<(), ModelError> {
     let vocabulary = config.vocabulary_size;
     match tokens.iter().find(|token| **token as usize >= vocabulary) {
-        Some(token) => Err(ModelError::TokenOutOfRange { token: i64::from(*token), vocabulary }),
+        Some(token) => Err(ModelError::TokenOutOfRange {
+            token: i64::from(*token),
+            vocabulary,
+        }),
         None => Ok(()),
     }
 }

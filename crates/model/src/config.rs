@@ -125,11 +125,18 @@ impl ModelConfig {
     }
 
     fn parse(bytes: &[u8], path: &Path) -> Result<Self, ModelError> {
-        let raw: Raw =
-            serde_json::from_slice(bytes).map_err(|source| ModelError::Json { path: path.to_owned(), source })?;
-        let architecture = raw.architectures.as_ref().and_then(|names| names.first()).map(String::as_str);
+        let raw: Raw = serde_json::from_slice(bytes).map_err(|source| ModelError::Json {
+            path: path.to_owned(),
+            source,
+        })?;
+        let architecture = raw
+            .architectures
+            .as_ref()
+            .and_then(|names| names.first())
+            .map(String::as_str);
         let family = ModelFamily::of(architecture, raw.model_type.as_deref())?;
-        let unsupported = |setting, value: String| Err(ModelError::UnsupportedSetting { setting, value });
+        let unsupported =
+            |setting, value: String| Err(ModelError::UnsupportedSetting { setting, value });
         if raw.hidden_act != "silu" {
             return unsupported("hidden_act", raw.hidden_act);
         }
@@ -143,7 +150,9 @@ impl ModelConfig {
             return unsupported("rope_scaling", value.to_string());
         }
         let parameters = raw.rope_parameters;
-        if let Some(kind) = parameters.as_ref().and_then(|parameters| parameters.rope_type.clone())
+        if let Some(kind) = parameters
+            .as_ref()
+            .and_then(|parameters| parameters.rope_type.clone())
             && kind != "default"
         {
             return unsupported("rope_type", kind);
@@ -156,7 +165,9 @@ impl ModelConfig {
             layers: raw.num_hidden_layers,
             query_heads: raw.num_attention_heads,
             key_value_heads: raw.num_key_value_heads.unwrap_or(raw.num_attention_heads),
-            head_size: raw.head_dim.unwrap_or(raw.hidden_size / raw.num_attention_heads.max(1)),
+            head_size: raw
+                .head_dim
+                .unwrap_or(raw.hidden_size / raw.num_attention_heads.max(1)),
             maximum_positions: raw.max_position_embeddings,
             norm_epsilon: raw.rms_norm_eps,
             rope_theta: parameters
@@ -186,13 +197,24 @@ impl ModelConfig {
             ("intermediate_size", self.intermediate_size, MAXIMUM_SIZE),
             ("num_hidden_layers", self.layers, MAXIMUM_LAYERS),
             ("num_attention_heads", self.query_heads, 4096),
-            ("num_key_value_heads", self.key_value_heads, self.query_heads),
+            (
+                "num_key_value_heads",
+                self.key_value_heads,
+                self.query_heads,
+            ),
             ("head_dim", self.head_size, 4096),
-            ("max_position_embeddings", self.maximum_positions, MAXIMUM_SIZE),
+            (
+                "max_position_embeddings",
+                self.maximum_positions,
+                MAXIMUM_SIZE,
+            ),
         ];
         for (setting, value, limit) in sizes {
             if value == 0 || value > limit {
-                return Err(ModelError::InvalidSetting { setting, value: value as u64 });
+                return Err(ModelError::InvalidSetting {
+                    setting,
+                    value: value as u64,
+                });
             }
         }
         if !self.query_heads.is_multiple_of(self.key_value_heads) {
@@ -202,7 +224,10 @@ impl ModelConfig {
             });
         }
         if !self.head_size.is_multiple_of(2) {
-            return Err(ModelError::InvalidSetting { setting: "head_dim", value: self.head_size as u64 });
+            return Err(ModelError::InvalidSetting {
+                setting: "head_dim",
+                value: self.head_size as u64,
+            });
         }
         Ok(())
     }
@@ -266,11 +291,19 @@ impl ModelConfig {
 
     /// Whether a linear layer has a bias.
     pub(crate) fn has_bias(&self, projection: Projection) -> bool {
-        self.attention_bias && matches!(projection, Projection::Query | Projection::Key | Projection::Value)
+        self.attention_bias
+            && matches!(
+                projection,
+                Projection::Query | Projection::Key | Projection::Value
+            )
     }
 
     pub(crate) fn heads(&self) -> Heads {
-        Heads { queries: self.query_heads, groups: self.key_value_heads, size: self.head_size }
+        Heads {
+            queries: self.query_heads,
+            groups: self.key_value_heads,
+            size: self.head_size,
+        }
     }
 
     /// Number of parameters, a tied embedding counted once.
@@ -279,11 +312,20 @@ impl ModelConfig {
             .iter()
             .map(|projection| {
                 let (outputs, inputs) = self.projection_shape(*projection);
-                outputs * inputs + if self.has_bias(*projection) { outputs } else { 0 }
+                outputs * inputs
+                    + if self.has_bias(*projection) {
+                        outputs
+                    } else {
+                        0
+                    }
             })
             .sum();
         let embedding = self.vocabulary_size * self.hidden_size;
-        let embeddings = if self.tied_embeddings { embedding } else { 2 * embedding };
+        let embeddings = if self.tied_embeddings {
+            embedding
+        } else {
+            2 * embedding
+        };
         self.layers * (layer + 2 * self.hidden_size) + self.hidden_size + embeddings
     }
 }
@@ -303,10 +345,16 @@ mod tests {
     #[test]
     fn a_published_configuration_reads_and_writes_back() {
         let config = ModelConfig::from_json(QWEN.as_bytes()).unwrap();
-        assert_eq!((config.head_size, config.key_width(), config.layers), (64, 128, 24));
+        assert_eq!(
+            (config.head_size, config.key_width(), config.layers),
+            (64, 128, 24)
+        );
         assert_eq!(config.eos_token_ids, [151_645]);
         assert_eq!(config.parameter_count(), 494_032_768);
-        assert_eq!(ModelConfig::from_json(config.to_json().as_bytes()).unwrap(), config);
+        assert_eq!(
+            ModelConfig::from_json(config.to_json().as_bytes()).unwrap(),
+            config
+        );
     }
 
     #[test]
@@ -315,28 +363,48 @@ mod tests {
             r#""rope_theta":1000000.0"#,
             r#""rope_parameters":{"rope_theta":500000.0,"rope_type":"default"}"#,
         );
-        assert_eq!(ModelConfig::from_json(text.as_bytes()).unwrap().rope_theta, 500_000.0);
+        assert_eq!(
+            ModelConfig::from_json(text.as_bytes()).unwrap().rope_theta,
+            500_000.0
+        );
     }
 
     #[test]
     fn what_cannot_be_run_is_refused_by_name() {
-        let refused = |from: &str, to: &str| ModelConfig::from_json(QWEN.replace(from, to).as_bytes()).unwrap_err();
+        let refused = |from: &str, to: &str| {
+            ModelConfig::from_json(QWEN.replace(from, to).as_bytes()).unwrap_err()
+        };
         assert!(matches!(
             refused("Qwen2ForCausalLM", "MambaForCausalLM"),
             ModelError::UnsupportedArchitecture { found } if found == "MambaForCausalLM"
         ));
         assert!(matches!(
-            refused(r#""use_sliding_window":false"#, r#""use_sliding_window":true"#),
-            ModelError::UnsupportedSetting { setting: "use_sliding_window", .. }
+            refused(
+                r#""use_sliding_window":false"#,
+                r#""use_sliding_window":true"#
+            ),
+            ModelError::UnsupportedSetting {
+                setting: "use_sliding_window",
+                ..
+            }
         ));
         assert!(matches!(
             refused(r#""num_key_value_heads":2"#, r#""num_key_value_heads":3"#),
-            ModelError::InvalidSetting { setting: "num_key_value_heads", value: 3 }
+            ModelError::InvalidSetting {
+                setting: "num_key_value_heads",
+                value: 3
+            }
         ));
         assert!(matches!(
             refused(r#""num_hidden_layers":24"#, r#""num_hidden_layers":0"#),
-            ModelError::InvalidSetting { setting: "num_hidden_layers", value: 0 }
+            ModelError::InvalidSetting {
+                setting: "num_hidden_layers",
+                value: 0
+            }
         ));
-        assert!(matches!(refused(r#""vocab_size":151936"#, r#""vocab":1"#), ModelError::Json { .. }));
+        assert!(matches!(
+            refused(r#""vocab_size":151936"#, r#""vocab":1"#),
+            ModelError::Json { .. }
+        ));
     }
 }

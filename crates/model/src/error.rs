@@ -87,7 +87,9 @@ pub enum ModelError {
     #[error("the batch is empty")]
     EmptyBatch,
     /// The lists of a batch do not belong together.
-    #[error("the batch has {tokens} tokens, {targets} targets and segments of {segments} tokens in total")]
+    #[error(
+        "the batch has {tokens} tokens, {targets} targets and segments of {segments} tokens in total"
+    )]
     BatchLengths {
         /// Number of tokens.
         tokens: usize,

@@ -3,6 +3,7 @@
 //! One pass over the base weights serves the whole batch; low-rank deltas are added for the rows of each
 //! adapter. Every number of a row is computed in an order that does not depend on the other rows, so a row
 //! gets the same bits alone and in any batch, and whether its prompt comes at once or in pieces.
+#![allow(clippy::too_many_arguments)] // A layer's operation names every buffer it reads and writes.
 
 use crate::base_model::BaseModel;
 use crate::batch::check_tokens;
@@ -109,7 +110,12 @@ impl BaseModel {
         let config = &self.config;
         // Rows of one adapter lie together, so that its delta is one product.
         let mut order: Vec<usize> = (0..rows.len()).collect();
-        order.sort_by_key(|index| rows[*index].adapter.as_ref().map(|adapter| Arc::as_ptr(adapter) as usize));
+        order.sort_by_key(|index| {
+            rows[*index]
+                .adapter
+                .as_ref()
+                .map(|adapter| Arc::as_ptr(adapter) as usize)
+        });
         let mut groups: Vec<Group> = Vec::new();
         let mut spans = vec![0..0; rows.len()];
         let mut positions = Vec::new();
@@ -119,9 +125,15 @@ impl BaseModel {
             let seen = row.cache.len();
             positions.extend(seen as u32..(seen + row.tokens.len()) as u32);
             if let Some(adapter) = &row.adapter {
-                match groups.last_mut().filter(|group| Arc::ptr_eq(&group.adapter, adapter)) {
+                match groups
+                    .last_mut()
+                    .filter(|group| Arc::ptr_eq(&group.adapter, adapter))
+                {
                     Some(group) => group.tokens.end = span.end,
-                    None => groups.push(Group { adapter: adapter.clone(), tokens: span.clone() }),
+                    None => groups.push(Group {
+                        adapter: adapter.clone(),
+                        tokens: span.clone(),
+                    }),
                 }
             }
             spans[index] = span;
@@ -129,7 +141,19 @@ impl BaseModel {
 
         let tokens = positions.len();
         let (hidden, epsilon) = (config.hidden_size, config.norm_epsilon);
-        let InferenceScratch { x, y, q, k, v, attended, gate, up, hidden: product, low, logits } = scratch;
+        let InferenceScratch {
+            x,
+            y,
+            q,
+            k,
+            v,
+            attended,
+            gate,
+            up,
+            hidden: product,
+            low,
+            logits,
+        } = scratch;
         let x = sized(x, tokens * hidden);
         let y = sized(y, tokens * hidden);
         let q = sized(q, tokens * config.query_width());
@@ -142,7 +166,11 @@ impl BaseModel {
         let embedding = self.embedding.weight();
         for &index in &order {
             for (token, place) in rows[index].tokens.iter().zip(spans[index].clone()) {
-                embedding.copy_row(*token as usize, hidden, &mut x[place * hidden..(place + 1) * hidden]);
+                embedding.copy_row(
+                    *token as usize,
+                    hidden,
+                    &mut x[place * hidden..(place + 1) * hidden],
+                );
             }
         }
 
@@ -166,7 +194,11 @@ impl BaseModel {
                 .iter()
                 .map(|&place| {
                     let cache = rows[place].cache.layer(index);
-                    CachedRow { tokens: rows[place].tokens.len(), keys: &cache.keys, values: &cache.values }
+                    CachedRow {
+                        tokens: rows[place].tokens.len(),
+                        keys: &cache.keys,
+                        values: &cache.values,
+                    }
                 })
                 .collect();
             forward_cached(config.heads(), &cached, q, attended);
@@ -197,9 +229,16 @@ impl BaseModel {
         }
         let total = row.cache.len() + row.tokens.len();
         if total > config.maximum_positions {
-            return Err(ModelError::SequenceTooLong { tokens: total, limit: config.maximum_positions });
+            return Err(ModelError::SequenceTooLong {
+                tokens: total,
+                limit: config.maximum_positions,
+            });
         }
-        if row.adapter.as_ref().is_some_and(|adapter| !adapter.fits(config)) {
+        if row
+            .adapter
+            .as_ref()
+            .is_some_and(|adapter| !adapter.fits(config))
+        {
             return Err(ModelError::AdapterMismatch);
         }
         Ok(())
@@ -219,21 +258,34 @@ impl BaseModel {
         let (outputs, inputs) = self.config.projection_shape(projection);
         let weights = &self.layers[layer];
         let weight = weights.linears[projection.index()].weight();
-        forward_batch_invariant(Shape { rows: tokens, outputs, inputs }, x, weight, y, Write::Replace);
+        forward_batch_invariant(
+            Shape {
+                rows: tokens,
+                outputs,
+                inputs,
+            },
+            x,
+            weight,
+            y,
+            Write::Replace,
+        );
         if let Some(bias) = &weights.biases[projection.index()] {
             add_bias(y, bias);
         }
         for group in groups {
-            let Some(pair) = group.adapter.pair(layer, projection) else { continue };
+            let Some(pair) = group.adapter.pair(layer, projection) else {
+                continue;
+            };
             let x = &x[group.tokens.start * inputs..group.tokens.end * inputs];
             let y = &mut y[group.tokens.start * outputs..group.tokens.end * outputs];
             if group.tokens.len() <= DELTA_ROWS {
                 pair.add_delta(group.tokens.len(), x, y, low);
             } else {
-                y.par_chunks_mut(DELTA_ROWS * outputs).zip(x.par_chunks(DELTA_ROWS * inputs)).for_each_init(
-                    Vec::new,
-                    |low, (y, x)| pair.add_delta(y.len() / outputs, x, y, low),
-                );
+                y.par_chunks_mut(DELTA_ROWS * outputs)
+                    .zip(x.par_chunks(DELTA_ROWS * inputs))
+                    .for_each_init(Vec::new, |low, (y, x)| {
+                        pair.add_delta(y.len() / outputs, x, y, low)
+                    });
             }
         }
     }
@@ -265,8 +317,18 @@ impl BaseModel {
             count += range.len();
         }
         let logits = sized(logits, count * vocabulary);
-        let shape = Shape { rows: count, outputs: vocabulary, inputs: hidden };
-        forward_batch_invariant(shape, &y[..count * hidden], self.head_weight(), logits, Write::Replace);
+        let shape = Shape {
+            rows: count,
+            outputs: vocabulary,
+            inputs: hidden,
+        };
+        forward_batch_invariant(
+            shape,
+            &y[..count * hidden],
+            self.head_weight(),
+            logits,
+            Write::Replace,
+        );
         let mut start = 0;
         wanted
             .iter()

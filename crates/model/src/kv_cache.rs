@@ -24,9 +24,16 @@ impl KvCache {
         let key_width = config.key_width();
         let expected = expected_tokens.min(config.maximum_positions) * key_width;
         let layers = (0..config.layers)
-            .map(|_| LayerCache { keys: Vec::with_capacity(expected), values: Vec::with_capacity(expected) })
+            .map(|_| LayerCache {
+                keys: Vec::with_capacity(expected),
+                values: Vec::with_capacity(expected),
+            })
             .collect();
-        Self { layers, key_width, length: 0 }
+        Self {
+            layers,
+            key_width,
+            length: 0,
+        }
     }
 
     /// Tokens in the cache.
@@ -52,7 +59,11 @@ impl KvCache {
 
     /// Bytes reserved by this cache.
     pub fn bytes(&self) -> usize {
-        let elements: usize = self.layers.iter().map(|layer| layer.keys.capacity() + layer.values.capacity()).sum();
+        let elements: usize = self
+            .layers
+            .iter()
+            .map(|layer| layer.keys.capacity() + layer.values.capacity())
+            .sum();
         elements * size_of::<f32>()
     }
 

@@ -33,5 +33,7 @@ pub use kv_cache::KvCache;
 pub use lora::{LoraAdapter, LoraConfig, Projection};
 pub use registry::ModelFamily;
 pub use sampling::{Sampled, Sampler, SamplingParams, log_probabilities, top_log_probabilities};
-pub use training::{AdapterUse, ClippedScale, StepLoss, StepOptions, TrainableModel, UpdateOptions};
+pub use training::{
+    AdapterUse, ClippedScale, StepLoss, StepOptions, TrainableModel, UpdateOptions,
+};
 pub use zerog_kernels::matmul::Precision;

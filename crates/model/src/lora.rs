@@ -31,7 +31,15 @@ pub enum Projection {
 
 impl Projection {
     /// All linear layers, in the order in which a decoder layer uses them.
-    pub const ALL: [Self; 7] = [Self::Query, Self::Key, Self::Value, Self::Output, Self::Gate, Self::Up, Self::Down];
+    pub const ALL: [Self; 7] = [
+        Self::Query,
+        Self::Key,
+        Self::Value,
+        Self::Output,
+        Self::Gate,
+        Self::Up,
+        Self::Down,
+    ];
 
     /// The module name that PEFT's `target_modules` uses.
     pub fn name(self) -> &'static str {
@@ -48,7 +56,9 @@ impl Projection {
 
     /// The linear layer with this module name.
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|projection| projection.name() == name)
+        Self::ALL
+            .into_iter()
+            .find(|projection| projection.name() == name)
     }
 
     /// The path below a decoder layer, for example `self_attn.q_proj`.
@@ -120,15 +130,28 @@ impl LoraConfig {
 
     /// The initial `A` of a linear layer with `inputs` input features: uniform in `±1/sqrt(inputs)`, which is
     /// PEFT's `kaiming_uniform_(a=sqrt(5))`.
-    pub(crate) fn initial_a(&self, layer: usize, projection: Projection, inputs: usize) -> Vec<f32> {
-        let key = NoiseKey::new(self.seed).child(0x1417).child((layer * 16 + projection.index()) as u64);
+    pub(crate) fn initial_a(
+        &self,
+        layer: usize,
+        projection: Projection,
+        inputs: usize,
+    ) -> Vec<f32> {
+        let key = NoiseKey::new(self.seed)
+            .child(0x1417)
+            .child((layer * 16 + projection.index()) as u64);
         let bound = 1.0 / (inputs as f32).sqrt();
-        (0..(self.rank * inputs) as u64).map(|index| (key.uniform(index) * 2.0 - 1.0) * bound).collect()
+        (0..(self.rank * inputs) as u64)
+            .map(|index| (key.uniform(index) * 2.0 - 1.0) * bound)
+            .collect()
     }
 }
 
 pub(crate) fn scale(alpha: f32, rank: usize, rank_stabilized: bool) -> f32 {
-    if rank_stabilized { alpha / (rank as f32).sqrt() } else { alpha / rank as f32 }
+    if rank_stabilized {
+        alpha / (rank as f32).sqrt()
+    } else {
+        alpha / rank as f32
+    }
 }
 
 /// The two matrices of one linear layer.
@@ -152,7 +175,12 @@ impl LowRank {
                 b_transposed[index * outputs + output] = b[output * rank + index];
             }
         }
-        Self { rank, scale, a, b_transposed }
+        Self {
+            rank,
+            scale,
+            a,
+            b_transposed,
+        }
     }
 
     /// `B (outputs, rank)`.
@@ -169,12 +197,22 @@ impl LowRank {
 
     /// Adds the delta of `x (rows, inputs)` to `y (rows, outputs)`; every row is computed by itself.
     pub(crate) fn add_delta(&self, rows: usize, x: &[f32], y: &mut [f32], scratch: &mut Vec<f32>) {
-        let (inputs, outputs) = (self.a.len() / self.rank, self.b_transposed.len() / self.rank);
+        let (inputs, outputs) = (
+            self.a.len() / self.rank,
+            self.b_transposed.len() / self.rank,
+        );
         scratch.clear();
         scratch.resize(rows * self.rank, 0.0);
-        let shape = Shape { rows, outputs: self.rank, inputs };
+        let shape = Shape {
+            rows,
+            outputs: self.rank,
+            inputs,
+        };
         forward_batch_invariant(shape, x, Weight::F32(&self.a), scratch, Write::Replace);
-        for (y, factors) in y.chunks_exact_mut(outputs).zip(scratch.chunks_exact(self.rank)) {
+        for (y, factors) in y
+            .chunks_exact_mut(outputs)
+            .zip(scratch.chunks_exact(self.rank))
+        {
             for (row, factor) in self.b_transposed.chunks_exact(outputs).zip(factors) {
                 add_scaled(y, row, factor * self.scale);
             }
@@ -200,19 +238,25 @@ impl LoraAdapter {
     /// Bytes of its matrices.
     pub fn bytes(&self) -> usize {
         let pairs = self.layers.iter().flatten().flatten();
-        pairs.map(|pair| (pair.a.len() + pair.b_transposed.len()) * size_of::<f32>()).sum()
+        pairs
+            .map(|pair| (pair.a.len() + pair.b_transposed.len()) * size_of::<f32>())
+            .sum()
     }
 
     /// Whether its matrices have the shapes of `config`.
     pub fn fits(&self, config: &ModelConfig) -> bool {
         self.layers.len() == config.layers
             && self.layers.iter().all(|layer| {
-                Projection::ALL.into_iter().zip(layer).all(|(projection, pair)| {
-                    let (outputs, inputs) = config.projection_shape(projection);
-                    pair.as_ref().is_none_or(|pair| {
-                        pair.a.len() == pair.rank * inputs && pair.b_transposed.len() == pair.rank * outputs
+                Projection::ALL
+                    .into_iter()
+                    .zip(layer)
+                    .all(|(projection, pair)| {
+                        let (outputs, inputs) = config.projection_shape(projection);
+                        pair.as_ref().is_none_or(|pair| {
+                            pair.a.len() == pair.rank * inputs
+                                && pair.b_transposed.len() == pair.rank * outputs
+                        })
                     })
-                })
             })
     }
 

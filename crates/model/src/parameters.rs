@@ -35,7 +35,11 @@ impl Parameters {
         for buffer in [&mut self.gradients, &mut self.first, &mut self.second] {
             buffer.resize(length, 0.0);
         }
-        self.slots.push(Slot { name, range: range.clone(), decays });
+        self.slots.push(Slot {
+            name,
+            range: range.clone(),
+            decays,
+        });
         range
     }
 
@@ -45,7 +49,9 @@ impl Parameters {
 
     /// Names and places, in order.
     pub(crate) fn slots(&self) -> impl Iterator<Item = (&str, Range<usize>)> {
-        self.slots.iter().map(|slot| (slot.name.as_str(), slot.range.clone()))
+        self.slots
+            .iter()
+            .map(|slot| (slot.name.as_str(), slot.range.clone()))
     }
 
     pub(crate) fn gradient_norm(&self) -> f64 {
@@ -63,7 +69,10 @@ impl Parameters {
         while start < self.slots.len() {
             // Neighbours that decay alike are updated together.
             let decays = self.slots[start].decays;
-            let count = self.slots[start..].iter().take_while(|slot| slot.decays == decays).count();
+            let count = self.slots[start..]
+                .iter()
+                .take_while(|slot| slot.decays == decays)
+                .count();
             let range = self.slots[start].range.start..self.slots[start + count - 1].range.end;
             let weight_decay = if decays { options.weight_decay } else { 0.0 };
             adamw::update(
@@ -71,7 +80,11 @@ impl Parameters {
                 &self.gradients[range.clone()],
                 &mut self.first[range.clone()],
                 &mut self.second[range],
-                &AdamW { step: self.updates, weight_decay, ..options },
+                &AdamW {
+                    step: self.updates,
+                    weight_decay,
+                    ..options
+                },
             );
             start += count;
         }
@@ -97,11 +110,15 @@ impl Parameters {
     pub(crate) fn import(&mut self, bytes: &[u8]) -> Result<(), ModelError> {
         let mismatch = |reason| Err(ModelError::StateMismatch { reason });
         let (header, rest) = bytes.as_chunks::<8>();
-        let [magic, layout, count, updates, body @ ..] = header else { return mismatch("it is too short") };
+        let [magic, layout, count, updates, body @ ..] = header else {
+            return mismatch("it is too short");
+        };
         if magic != MAGIC {
             return mismatch("it has another format");
         }
-        if u64::from_le_bytes(*count) != self.len() as u64 || u64::from_le_bytes(*layout) != self.layout() {
+        if u64::from_le_bytes(*count) != self.len() as u64
+            || u64::from_le_bytes(*layout) != self.layout()
+        {
             return mismatch("it has other parameters");
         }
         let length = body.len() * 8 + rest.len();
@@ -109,7 +126,11 @@ impl Parameters {
             return mismatch("its length is wrong");
         }
         self.updates = u64::from_le_bytes(*updates);
-        let mut numbers = bytes[32..].as_chunks::<4>().0.iter().map(|value| f32::from_le_bytes(*value));
+        let mut numbers = bytes[32..]
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|value| f32::from_le_bytes(*value));
         for buffer in [&mut self.values, &mut self.first, &mut self.second] {
             for (value, number) in buffer.iter_mut().zip(&mut numbers) {
                 *value = number;

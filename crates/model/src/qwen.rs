@@ -4,6 +4,7 @@
 //! keys. The forward pass keeps the inputs of every layer; normalised states, the gated product and dropout
 //! masks are computed again in the backward pass. Gradients are of the loss **sum** and are added to what the
 //! gradient buffer holds.
+#![allow(clippy::too_many_arguments)] // A layer's operation names every buffer it reads and writes.
 
 use crate::batch::PackedBatch;
 use crate::config::ModelConfig;
@@ -70,7 +71,10 @@ pub(crate) struct Noise {
 
 impl Noise {
     fn dropout_key(&self, layer: usize, projection: Projection) -> Option<(NoiseKey, f32)> {
-        let key = self.key.child(1).child((layer * 16 + projection.index()) as u64);
+        let key = self
+            .key
+            .child(1)
+            .child((layer * 16 + projection.index()) as u64);
         (self.dropout > 0.0).then_some((key, self.dropout))
     }
 }
@@ -128,7 +132,12 @@ fn copy_into(buffer: &mut Vec<f32>, source: &[f32]) {
 }
 
 /// Loss of `batch` without gradients.
-pub(crate) fn evaluate(model: &Decoder<'_>, batch: &PackedBatch, space: &mut Workspace, precision: Precision) -> HeadLoss {
+pub(crate) fn evaluate(
+    model: &Decoder<'_>,
+    batch: &PackedBatch,
+    space: &mut Workspace,
+    precision: Precision,
+) -> HeadLoss {
     forward(model, batch, None, space, false, precision);
     head_loss(model, batch, space, None, precision)
 }
@@ -172,21 +181,44 @@ fn forward(
         let saved = &mut space.layers[if keep { index } else { 0 }];
         let scratch = &mut space.linear;
         let dropout = |projection| noise.and_then(|noise| noise.dropout_key(index, projection));
-        let mut run = |projection: Projection, x: &[f32], y: &mut [f32], write, low: &mut [Vec<f32>; 7]| {
-            let linear = &layer.linears[projection.index()];
-            let low = &mut low[projection.index()];
-            linear_forward(linear, tokens, x, y, write, low, dropout(projection), scratch, precision);
-        };
+        let mut run =
+            |projection: Projection, x: &[f32], y: &mut [f32], write, low: &mut [Vec<f32>; 7]| {
+                let linear = &layer.linears[projection.index()];
+                let low = &mut low[projection.index()];
+                linear_forward(
+                    linear,
+                    tokens,
+                    x,
+                    y,
+                    write,
+                    low,
+                    dropout(projection),
+                    scratch,
+                    precision,
+                );
+            };
         if keep {
             copy_into(&mut saved.x, &space.x);
         }
         rms_norm(&space.x, layer.input_norm.value, epsilon, &mut space.y);
         let q = sized(&mut saved.q, tokens * config.query_width());
-        run(Projection::Query, &space.y, q, Write::Replace, &mut saved.low);
+        run(
+            Projection::Query,
+            &space.y,
+            q,
+            Write::Replace,
+            &mut saved.low,
+        );
         let k = sized(&mut saved.k, tokens * config.key_width());
         run(Projection::Key, &space.y, k, Write::Replace, &mut saved.low);
         let v = sized(&mut saved.v, tokens * config.key_width());
-        run(Projection::Value, &space.y, v, Write::Replace, &mut saved.low);
+        run(
+            Projection::Value,
+            &space.y,
+            v,
+            Write::Replace,
+            &mut saved.low,
+        );
         model.rope.rotate(&mut saved.q, &space.positions);
         model.rope.rotate(&mut saved.k, &space.positions);
         attention::forward(
@@ -198,17 +230,41 @@ fn forward(
             sized(&mut saved.attended, tokens * config.query_width()),
             sized(&mut saved.log_sums, tokens * config.query_heads),
         );
-        run(Projection::Output, &saved.attended, &mut space.x, Write::Add, &mut saved.low);
+        run(
+            Projection::Output,
+            &saved.attended,
+            &mut space.x,
+            Write::Add,
+            &mut saved.low,
+        );
 
         if keep {
             copy_into(&mut saved.middle, &space.x);
         }
         rms_norm(&space.x, layer.post_norm.value, epsilon, &mut space.y);
         let wide = tokens * config.intermediate_size;
-        run(Projection::Gate, &space.y, sized(&mut saved.gate, wide), Write::Replace, &mut saved.low);
-        run(Projection::Up, &space.y, sized(&mut saved.up, wide), Write::Replace, &mut saved.low);
+        run(
+            Projection::Gate,
+            &space.y,
+            sized(&mut saved.gate, wide),
+            Write::Replace,
+            &mut saved.low,
+        );
+        run(
+            Projection::Up,
+            &space.y,
+            sized(&mut saved.up, wide),
+            Write::Replace,
+            &mut saved.low,
+        );
         activation::silu_gate(&saved.gate, &saved.up, sized(&mut space.hidden, wide));
-        run(Projection::Down, &space.hidden, &mut space.x, Write::Add, &mut saved.low);
+        run(
+            Projection::Down,
+            &space.hidden,
+            &mut space.x,
+            Write::Add,
+            &mut saved.low,
+        );
     }
     rms_norm(&space.x, model.final_norm.value, epsilon, &mut space.y);
 }
@@ -219,12 +275,19 @@ fn embed(model: &Decoder<'_>, batch: &PackedBatch, noise: Option<&Noise>, x: &mu
     for (row, token) in x.chunks_exact_mut(hidden).zip(&batch.tokens) {
         model.embedding.value.copy_row(*token as usize, hidden, row);
     }
-    let Some(noise) = noise.filter(|noise| noise.neftune_alpha > 0.0) else { return };
+    let Some(noise) = noise.filter(|noise| noise.neftune_alpha > 0.0) else {
+        return;
+    };
     let mut start = 0;
     for length in &batch.segment_lengths {
         let magnitude = noise.neftune_alpha / ((length * hidden) as f32).sqrt();
         let end = start + length * hidden;
-        noise::add_uniform(&mut x[start..end], magnitude, noise.key.child(2), start as u64);
+        noise::add_uniform(
+            &mut x[start..end],
+            magnitude,
+            noise.key.child(2),
+            start as u64,
+        );
         start = end;
     }
 }
@@ -240,9 +303,20 @@ fn head_loss(
     let length = space.y.len();
     let wanted = gradients.map(|gradients| Gradients {
         hidden: sized(&mut space.dy, length),
-        head: model.head.gradient.clone().map(|range| &mut gradients[range]),
+        head: model
+            .head
+            .gradient
+            .clone()
+            .map(|range| &mut gradients[range]),
     });
-    cross_entropy::head_loss(&space.y, model.head.value, &batch.targets, wanted, precision, &mut space.head)
+    cross_entropy::head_loss(
+        &space.y,
+        model.head.value,
+        &batch.targets,
+        wanted,
+        precision,
+        &mut space.head,
+    )
 }
 
 fn backward(
@@ -259,7 +333,14 @@ fn backward(
     let wide = tokens * config.intermediate_size;
     let dx = sized(&mut space.dx, tokens * hidden);
     dx.fill(0.0);
-    norm_backward(&space.x, &model.final_norm, epsilon, &space.dy, dx, gradients);
+    norm_backward(
+        &space.x,
+        &model.final_norm,
+        epsilon,
+        &space.dy,
+        dx,
+        gradients,
+    );
 
     for (index, layer) in model.layers.iter().enumerate().rev() {
         let saved = &space.layers[index];
@@ -272,23 +353,56 @@ fn backward(
             let linear = &layer.linears[projection.index()];
             let low = &saved.low[projection.index()];
             let dropout = noise.dropout_key(index, projection);
-            linear_backward(linear, tokens, x, dy, dx, low, dropout, gradients, scratch, precision);
+            linear_backward(
+                linear, tokens, x, dy, dx, low, dropout, gradients, scratch, precision,
+            );
         };
 
         // Feed-forward block. `hidden` turns from the gated product into its gradient, then into that of `up`.
         activation::silu_gate(&saved.gate, &saved.up, sized(&mut space.hidden, wide));
         let dhidden = sized(&mut space.gate_gradient, wide);
-        run(Projection::Down, &space.hidden, &space.dx, Some((&mut *dhidden, Write::Replace)), gradients);
+        run(
+            Projection::Down,
+            &space.hidden,
+            &space.dx,
+            Some((&mut *dhidden, Write::Replace)),
+            gradients,
+        );
         activation::silu_gate_backward(&saved.gate, &saved.up, dhidden, &mut space.hidden);
         let (dup, dgate) = (&space.gate_gradient, &space.hidden);
         rms_norm(&saved.middle, layer.post_norm.value, epsilon, &mut space.y);
-        run(Projection::Gate, &space.y, dgate, Some((&mut space.dy, Write::Replace)), gradients);
-        run(Projection::Up, &space.y, dup, Some((&mut space.dy, Write::Add)), gradients);
-        norm_backward(&saved.middle, &layer.post_norm, epsilon, &space.dy, &mut space.dx, gradients);
+        run(
+            Projection::Gate,
+            &space.y,
+            dgate,
+            Some((&mut space.dy, Write::Replace)),
+            gradients,
+        );
+        run(
+            Projection::Up,
+            &space.y,
+            dup,
+            Some((&mut space.dy, Write::Add)),
+            gradients,
+        );
+        norm_backward(
+            &saved.middle,
+            &layer.post_norm,
+            epsilon,
+            &space.dy,
+            &mut space.dx,
+            gradients,
+        );
 
         // Attention block.
         let dattended = sized(&mut space.hidden, tokens * config.query_width());
-        run(Projection::Output, &saved.attended, &space.dx, Some((&mut *dattended, Write::Replace)), gradients);
+        run(
+            Projection::Output,
+            &saved.attended,
+            &space.dx,
+            Some((&mut *dattended, Write::Replace)),
+            gradients,
+        );
         attention::backward(
             config.heads(),
             &batch.segment_lengths,
@@ -319,7 +433,14 @@ fn backward(
             run(projection, &space.y, gradient, target, gradients);
         }
         if needed {
-            norm_backward(&saved.x, &layer.input_norm, epsilon, &space.dy, &mut space.dx, gradients);
+            norm_backward(
+                &saved.x,
+                &layer.input_norm,
+                epsilon,
+                &space.dy,
+                &mut space.dx,
+                gradients,
+            );
         }
     }
     if let Some(range) = model.embedding.gradient.clone() {
@@ -355,8 +476,22 @@ fn linear_forward(
     scratch: &mut LinearScratch,
     precision: Precision,
 ) {
-    let Linear { outputs, inputs, .. } = *linear;
-    matmul::forward(Shape { rows, outputs, inputs }, x, linear.weight.value, y, write, 1.0, precision);
+    let Linear {
+        outputs, inputs, ..
+    } = *linear;
+    matmul::forward(
+        Shape {
+            rows,
+            outputs,
+            inputs,
+        },
+        x,
+        linear.weight.value,
+        y,
+        write,
+        1.0,
+        precision,
+    );
     if let Some(bias) = &linear.bias {
         add_bias(y, bias.value);
     }
@@ -370,10 +505,34 @@ fn linear_forward(
         None => x,
     };
     let low = sized(low, rows * delta.rank);
-    let first = Shape { rows, outputs: delta.rank, inputs };
-    matmul::forward(first, x, Weight::F32(delta.a), low, Write::Replace, 1.0, Precision::F32);
-    let second = Shape { rows, outputs, inputs: delta.rank };
-    matmul::forward(second, low, Weight::F32(delta.b), y, Write::Add, delta.scale, Precision::F32);
+    let first = Shape {
+        rows,
+        outputs: delta.rank,
+        inputs,
+    };
+    matmul::forward(
+        first,
+        x,
+        Weight::F32(delta.a),
+        low,
+        Write::Replace,
+        1.0,
+        Precision::F32,
+    );
+    let second = Shape {
+        rows,
+        outputs,
+        inputs: delta.rank,
+    };
+    matmul::forward(
+        second,
+        low,
+        Weight::F32(delta.b),
+        y,
+        Write::Add,
+        delta.scale,
+        Precision::F32,
+    );
 }
 
 /// Backward of [`linear_forward`]: adds gradients of what is trained and writes that of `x` if wanted.
@@ -389,8 +548,14 @@ fn linear_backward(
     scratch: &mut LinearScratch,
     precision: Precision,
 ) {
-    let Linear { outputs, inputs, .. } = *linear;
-    let shape = Shape { rows, outputs, inputs };
+    let Linear {
+        outputs, inputs, ..
+    } = *linear;
+    let shape = Shape {
+        rows,
+        outputs,
+        inputs,
+    };
     if let Some(range) = linear.weight.gradient.clone() {
         matmul::weight_gradient(shape, dy, x, &mut gradients[range], Write::Add, 1.0);
     }
@@ -398,10 +563,28 @@ fn linear_backward(
         add_column_sums(dy, &mut gradients[range]);
     }
     if let Some(delta) = &linear.delta {
-        let second = Shape { rows, outputs, inputs: delta.rank };
-        matmul::weight_gradient(second, dy, low, &mut gradients[delta.b_gradient.clone()], Write::Add, delta.scale);
+        let second = Shape {
+            rows,
+            outputs,
+            inputs: delta.rank,
+        };
+        matmul::weight_gradient(
+            second,
+            dy,
+            low,
+            &mut gradients[delta.b_gradient.clone()],
+            Write::Add,
+            delta.scale,
+        );
         let dlow = sized(&mut scratch.low, rows * delta.rank);
-        matmul::input_gradient(second, dy, Weight::F32(delta.b), dlow, Write::Replace, Precision::F32);
+        matmul::input_gradient(
+            second,
+            dy,
+            Weight::F32(delta.b),
+            dlow,
+            Write::Replace,
+            Precision::F32,
+        );
         softmax::scale(dlow, delta.scale);
         let x = match dropout {
             Some((key, probability)) => {
@@ -411,19 +594,41 @@ fn linear_backward(
             }
             None => x,
         };
-        let first = Shape { rows, outputs: delta.rank, inputs };
-        matmul::weight_gradient(first, dlow, x, &mut gradients[delta.a_gradient.clone()], Write::Add, 1.0);
+        let first = Shape {
+            rows,
+            outputs: delta.rank,
+            inputs,
+        };
+        matmul::weight_gradient(
+            first,
+            dlow,
+            x,
+            &mut gradients[delta.a_gradient.clone()],
+            Write::Add,
+            1.0,
+        );
     }
     let Some((dx, write)) = dx else { return };
     matmul::input_gradient(shape, dy, linear.weight.value, dx, write, precision);
     if let Some(delta) = &linear.delta {
-        let first = Shape { rows, outputs: delta.rank, inputs };
+        let first = Shape {
+            rows,
+            outputs: delta.rank,
+            inputs,
+        };
         let a = Weight::F32(delta.a);
         match dropout {
             None => matmul::input_gradient(first, &scratch.low, a, dx, Write::Add, Precision::F32),
             Some((key, probability)) => {
                 let back = sized(&mut scratch.back, dx.len());
-                matmul::input_gradient(first, &scratch.low, a, back, Write::Replace, Precision::F32);
+                matmul::input_gradient(
+                    first,
+                    &scratch.low,
+                    a,
+                    back,
+                    Write::Replace,
+                    Precision::F32,
+                );
                 noise::add_dropout(back, dx, key, probability);
             }
         }

@@ -70,7 +70,13 @@ impl Sampler {
             seen.extend(prompt.iter().map(|token| (*token, (true, 0))));
         }
         let key = NoiseKey::new(params.seed).child(0x5a3b1e);
-        Self { params, key, drawn: 0, seen, candidates: Vec::new() }
+        Self {
+            params,
+            key,
+            drawn: 0,
+            seen,
+            candidates: Vec::new(),
+        }
     }
 
     /// Chooses the token after the one that gave `logits`, and counts it as part of the answer.
@@ -81,39 +87,60 @@ impl Sampler {
         let token = self.choose(logits);
         let log_probability = logits[token as usize] - log_sum(logits);
         self.seen.entry(token).or_default().1 += 1;
-        Sampled { token, log_probability }
+        Sampled {
+            token,
+            log_probability,
+        }
     }
 
     fn choose(&mut self, logits: &[f32]) -> u32 {
         let params = &self.params;
         let mut candidates = std::mem::take(&mut self.candidates);
         candidates.clear();
-        candidates.extend(
-            logits
-                .iter()
-                .zip(0..)
-                .map(|(logit, token)| (if logit.is_nan() { f32::NEG_INFINITY } else { *logit }, token)),
-        );
+        candidates.extend(logits.iter().zip(0..).map(|(logit, token)| {
+            (
+                if logit.is_nan() {
+                    f32::NEG_INFINITY
+                } else {
+                    *logit
+                },
+                token,
+            )
+        }));
         for (token, bias) in &params.logit_bias {
             if let Some(candidate) = candidates.get_mut(*token as usize) {
                 candidate.0 += bias;
             }
         }
         for (token, (_, count)) in &self.seen {
-            let Some((logit, _)) = candidates.get_mut(*token as usize) else { continue };
+            let Some((logit, _)) = candidates.get_mut(*token as usize) else {
+                continue;
+            };
             let penalty = params.repetition_penalty;
-            *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+            *logit = if *logit > 0.0 {
+                *logit / penalty
+            } else {
+                *logit * penalty
+            };
             if *count > 0 {
                 *logit -= params.presence_penalty + params.frequency_penalty * *count as f32;
             }
         }
         let token = if params.temperature <= 0.0 {
             // The lowest id wins a tie, so that the choice does not depend on the order of the search.
-            candidates.iter().copied().reduce(|best, next| if next.0 > best.0 { next } else { best }).map_or(0, |c| c.1)
+            candidates
+                .iter()
+                .copied()
+                .reduce(|best, next| if next.0 > best.0 { next } else { best })
+                .map_or(0, |c| c.1)
         } else {
             let point = self.key.bits(self.drawn);
             self.drawn += 1;
-            draw(&mut candidates, params, (point >> 11) as f64 / (1_u64 << 53) as f64)
+            draw(
+                &mut candidates,
+                params,
+                (point >> 11) as f64 / (1_u64 << 53) as f64,
+            )
         };
         self.candidates = candidates;
         token
@@ -131,7 +158,10 @@ fn draw(candidates: &mut Vec<(f32, u32)>, params: &SamplingParams, point: f64) -
     if needs_order {
         candidates.sort_unstable_by(order);
     }
-    let maximum = candidates.iter().map(|candidate| candidate.0).fold(f32::NEG_INFINITY, f32::max);
+    let maximum = candidates
+        .iter()
+        .map(|candidate| candidate.0)
+        .fold(f32::NEG_INFINITY, f32::max);
     let temperature = f64::from(params.temperature);
     let weight = |logit: f32| (f64::from(logit - maximum) / temperature).exp();
     if params.min_p > 0.0 {
@@ -158,13 +188,20 @@ fn draw(candidates: &mut Vec<(f32, u32)>, params: &SamplingParams, point: f64) -
         }
     }
     // Rounding can leave a tiny rest; the last candidate of positive probability takes it.
-    candidates.iter().rev().find(|candidate| weight(candidate.0) > 0.0).map_or(0, |candidate| candidate.1)
+    candidates
+        .iter()
+        .rev()
+        .find(|candidate| weight(candidate.0) > 0.0)
+        .map_or(0, |candidate| candidate.1)
 }
 
 /// Logarithm of the sum of exponentials.
 fn log_sum(logits: &[f32]) -> f32 {
     let maximum = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|logit| f64::from(logit - maximum).exp()).sum();
+    let sum: f64 = logits
+        .iter()
+        .map(|logit| f64::from(logit - maximum).exp())
+        .sum();
     maximum + sum.ln() as f32
 }
 
@@ -177,7 +214,9 @@ pub fn log_probabilities(logits: &[f32]) -> Vec<f32> {
 /// The `count` most likely tokens with the logarithms of their probabilities, most likely first.
 pub fn top_log_probabilities(logits: &[f32], count: usize) -> Vec<(u32, f32)> {
     let total = log_sum(logits);
-    let mut all: Vec<(u32, f32)> = (0..).zip(logits.iter().map(|logit| logit - total)).collect();
+    let mut all: Vec<(u32, f32)> = (0..)
+        .zip(logits.iter().map(|logit| logit - total))
+        .collect();
     let order = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
     if count < all.len() && count > 0 {
         all.select_nth_unstable_by(count - 1, order);
@@ -196,7 +235,10 @@ mod tests {
     fn counts(params: &SamplingParams, draws: u64) -> [u32; 5] {
         let mut counts = [0; 5];
         for seed in 0..draws {
-            let params = SamplingParams { seed, ..params.clone() };
+            let params = SamplingParams {
+                seed,
+                ..params.clone()
+            };
             counts[Sampler::new(params, &[]).sample(&LOGITS).token as usize] += 1;
         }
         counts
@@ -208,58 +250,131 @@ mod tests {
         assert_eq!(sampled.token, 1);
         let total: f32 = LOGITS.iter().map(|logit| logit.exp()).sum();
         assert!((sampled.log_probability - (3.0 - total.ln())).abs() < 1e-5);
-        assert_eq!(Sampler::new(SamplingParams::default(), &[]).sample(&[f32::NAN, 0.0]).token, 1);
+        assert_eq!(
+            Sampler::new(SamplingParams::default(), &[])
+                .sample(&[f32::NAN, 0.0])
+                .token,
+            1
+        );
     }
 
     #[test]
     fn draws_follow_the_probabilities_and_repeat_with_the_seed() {
-        let params = SamplingParams { temperature: 1.0, ..SamplingParams::default() };
+        let params = SamplingParams {
+            temperature: 1.0,
+            ..SamplingParams::default()
+        };
         let counts = counts(&params, 20_000);
         let total: f32 = LOGITS.iter().map(|logit| logit.exp()).sum();
         for (count, logit) in counts.iter().zip(LOGITS) {
-            assert!((*count as f32 / 20_000.0 - logit.exp() / total).abs() < 0.015, "{counts:?}");
+            assert!(
+                (*count as f32 / 20_000.0 - logit.exp() / total).abs() < 0.015,
+                "{counts:?}"
+            );
         }
         let run = || {
-            let params = SamplingParams { temperature: 2.0, seed: 9, ..SamplingParams::default() };
+            let params = SamplingParams {
+                temperature: 2.0,
+                seed: 9,
+                ..SamplingParams::default()
+            };
             let mut sampler = Sampler::new(params, &[]);
-            (0..20).map(|_| sampler.sample(&LOGITS).token).collect::<Vec<_>>()
+            (0..20)
+                .map(|_| sampler.sample(&LOGITS).token)
+                .collect::<Vec<_>>()
         };
         assert_eq!(run(), run());
     }
 
     #[test]
     fn cuts_keep_only_likely_tokens() {
-        let base = SamplingParams { temperature: 1.0, ..SamplingParams::default() };
+        let base = SamplingParams {
+            temperature: 1.0,
+            ..SamplingParams::default()
+        };
         let kept = |params: SamplingParams| {
             let counts = counts(&params, 500);
-            (0..5).filter(|token| counts[*token] > 0).collect::<Vec<_>>()
+            (0..5)
+                .filter(|token| counts[*token] > 0)
+                .collect::<Vec<_>>()
         };
-        assert_eq!(kept(SamplingParams { top_k: 2, ..base.clone() }), [1, 3]);
-        assert_eq!(kept(SamplingParams { top_k: 1, ..base.clone() }), [1]);
-        assert_eq!(kept(SamplingParams { top_p: 0.9, ..base.clone() }), [1, 2, 3]);
-        assert_eq!(kept(SamplingParams { top_p: 0.01, ..base.clone() }), [1]);
-        assert_eq!(kept(SamplingParams { min_p: 0.2, ..base.clone() }), [1, 2, 3]);
+        assert_eq!(
+            kept(SamplingParams {
+                top_k: 2,
+                ..base.clone()
+            }),
+            [1, 3]
+        );
+        assert_eq!(
+            kept(SamplingParams {
+                top_k: 1,
+                ..base.clone()
+            }),
+            [1]
+        );
+        assert_eq!(
+            kept(SamplingParams {
+                top_p: 0.9,
+                ..base.clone()
+            }),
+            [1, 2, 3]
+        );
+        assert_eq!(
+            kept(SamplingParams {
+                top_p: 0.01,
+                ..base.clone()
+            }),
+            [1]
+        );
+        assert_eq!(
+            kept(SamplingParams {
+                min_p: 0.2,
+                ..base.clone()
+            }),
+            [1, 2, 3]
+        );
     }
 
     #[test]
     fn penalties_and_biases_move_the_choice() {
         let greedy = SamplingParams::default();
-        let mut sampler = Sampler::new(SamplingParams { presence_penalty: 0.5, ..greedy.clone() }, &[]);
+        let mut sampler = Sampler::new(
+            SamplingParams {
+                presence_penalty: 0.5,
+                ..greedy.clone()
+            },
+            &[],
+        );
         let tokens: Vec<u32> = (0..3).map(|_| sampler.sample(&LOGITS).token).collect();
         assert_eq!(tokens, [1, 3, 1]);
-        let mut sampler = Sampler::new(SamplingParams { frequency_penalty: 0.6, ..greedy.clone() }, &[]);
+        let mut sampler = Sampler::new(
+            SamplingParams {
+                frequency_penalty: 0.6,
+                ..greedy.clone()
+            },
+            &[],
+        );
         let tokens: Vec<u32> = (0..5).map(|_| sampler.sample(&LOGITS).token).collect();
         assert_eq!(tokens, [1, 3, 1, 3, 2]);
-        let params = SamplingParams { repetition_penalty: 2.0, ..greedy.clone() };
+        let params = SamplingParams {
+            repetition_penalty: 2.0,
+            ..greedy.clone()
+        };
         assert_eq!(Sampler::new(params, &[1, 3]).sample(&LOGITS).token, 2);
-        let params = SamplingParams { logit_bias: vec![(4, 10.0), (99, 1.0)], ..greedy };
+        let params = SamplingParams {
+            logit_bias: vec![(4, 10.0), (99, 1.0)],
+            ..greedy
+        };
         assert_eq!(Sampler::new(params, &[]).sample(&LOGITS).token, 4);
     }
 
     #[test]
     fn top_log_probabilities_are_ordered() {
         let top = top_log_probabilities(&LOGITS, 3);
-        assert_eq!(top.iter().map(|entry| entry.0).collect::<Vec<_>>(), [1, 3, 2]);
+        assert_eq!(
+            top.iter().map(|entry| entry.0).collect::<Vec<_>>(),
+            [1, 3, 2]
+        );
         assert_eq!(top[0].1, log_probabilities(&LOGITS)[1]);
         assert_eq!(top_log_probabilities(&LOGITS, 99).len(), 5);
         assert!(top_log_probabilities(&LOGITS, 0).is_empty());

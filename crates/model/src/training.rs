@@ -36,8 +36,17 @@ pub struct TrainableModel {
 
 #[derive(Debug)]
 enum Mode {
-    Lora { base: Arc<BaseModel>, lora: LoraConfig, places: Vec<[Option<DeltaPlaces>; 7]> },
-    Full { config: ModelConfig, rope: RopeTable, places: FullPlaces, seed: u64 },
+    Lora {
+        base: Arc<BaseModel>,
+        lora: LoraConfig,
+        places: Vec<[Option<DeltaPlaces>; 7]>,
+    },
+    Full {
+        config: ModelConfig,
+        rope: RopeTable,
+        places: FullPlaces,
+        seed: u64,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -84,7 +93,11 @@ pub struct StepLoss {
 impl StepLoss {
     /// Loss per supervised token; 0 if there is none.
     pub fn mean(&self) -> f64 {
-        if self.supervised_tokens == 0 { 0.0 } else { self.loss_sum / self.supervised_tokens as f64 }
+        if self.supervised_tokens == 0 {
+            0.0
+        } else {
+            self.loss_sum / self.supervised_tokens as f64
+        }
     }
 
     /// Adds another batch.
@@ -144,13 +157,22 @@ impl TrainableModel {
                 let initial = lora.initial_a(layer, *projection, inputs);
                 row[projection.index()] = Some(DeltaPlaces {
                     a: parameters.add(format!("{name}.lora_A"), &initial, true),
-                    b: parameters.add(format!("{name}.lora_B"), &vec![0.0; outputs * lora.rank], true),
+                    b: parameters.add(
+                        format!("{name}.lora_B"),
+                        &vec![0.0; outputs * lora.rank],
+                        true,
+                    ),
                 });
             }
             places.push(row);
         }
         let mode = Mode::Lora { base, lora, places };
-        Ok(Self { mode, parameters, space: Workspace::default(), precision: Precision::F32 })
+        Ok(Self {
+            mode,
+            parameters,
+            space: Workspace::default(),
+            precision: Precision::F32,
+        })
     }
 
     /// An adapter that continues from `adapter`, with fresh optimiser moments. `lora` must have its rank and
@@ -158,9 +180,15 @@ impl TrainableModel {
     ///
     /// # Errors
     /// [`ModelError::InvalidLora`], [`ModelError::AdapterMismatch`].
-    pub fn lora_from(base: Arc<BaseModel>, lora: LoraConfig, adapter: &LoraAdapter) -> Result<Self, ModelError> {
+    pub fn lora_from(
+        base: Arc<BaseModel>,
+        lora: LoraConfig,
+        adapter: &LoraAdapter,
+    ) -> Result<Self, ModelError> {
         let mut model = Self::lora(base, lora)?;
-        let Mode::Lora { base, lora, places } = &model.mode else { unreachable!("just made for an adapter") };
+        let Mode::Lora { base, lora, places } = &model.mode else {
+            unreachable!("just made for an adapter")
+        };
         if !adapter.fits(&base.config) {
             return Err(ModelError::AdapterMismatch);
         }
@@ -168,7 +196,9 @@ impl TrainableModel {
             for (place, pair) in places.iter().zip(pairs) {
                 match (place, pair) {
                     (None, None) => {}
-                    (Some(place), Some(pair)) if pair.rank == lora.rank && pair.scale == lora.scale() => {
+                    (Some(place), Some(pair))
+                        if pair.rank == lora.rank && pair.scale == lora.scale() =>
+                    {
                         model.parameters.values[place.a.clone()].copy_from_slice(&pair.a);
                         model.parameters.values[place.b.clone()].copy_from_slice(&pair.b());
                     }
@@ -183,8 +213,15 @@ impl TrainableModel {
     pub fn full(base: &BaseModel, seed: u64) -> Self {
         let config = base.config.clone();
         let mut parameters = Parameters::default();
-        let embedding = parameters.add(base_model::EMBEDDING.to_owned(), &base.embedding.to_f32(), true);
-        let head = base.head.as_ref().map(|head| parameters.add(base_model::HEAD.to_owned(), &head.to_f32(), true));
+        let embedding = parameters.add(
+            base_model::EMBEDDING.to_owned(),
+            &base.embedding.to_f32(),
+            true,
+        );
+        let head = base
+            .head
+            .as_ref()
+            .map(|head| parameters.add(base_model::HEAD.to_owned(), &head.to_f32(), true));
         let final_norm = parameters.add(base_model::FINAL_NORM.to_owned(), &base.final_norm, false);
         let mut layers = Vec::new();
         for (index, layer) in base.layers.iter().enumerate() {
@@ -194,15 +231,39 @@ impl TrainableModel {
             });
             let biases = Projection::ALL.map(|projection| {
                 let name = format!("{}.bias", base_model::linear_name(index, projection));
-                layer.biases[projection.index()].as_ref().map(|bias| parameters.add(name, bias, false))
+                layer.biases[projection.index()]
+                    .as_ref()
+                    .map(|bias| parameters.add(name, bias, false))
             });
-            let input_norm = parameters.add(base_model::input_norm_name(index), &layer.input_norm, false);
-            let post_norm = parameters.add(base_model::post_norm_name(index), &layer.post_norm, false);
-            layers.push(LayerPlaces { weights, biases, input_norm, post_norm });
+            let input_norm =
+                parameters.add(base_model::input_norm_name(index), &layer.input_norm, false);
+            let post_norm =
+                parameters.add(base_model::post_norm_name(index), &layer.post_norm, false);
+            layers.push(LayerPlaces {
+                weights,
+                biases,
+                input_norm,
+                post_norm,
+            });
         }
-        let places = FullPlaces { embedding, head, final_norm, layers };
-        let mode = Mode::Full { rope: base.rope.clone(), config, places, seed };
-        Self { mode, parameters, space: Workspace::default(), precision: Precision::F32 }
+        let places = FullPlaces {
+            embedding,
+            head,
+            final_norm,
+            layers,
+        };
+        let mode = Mode::Full {
+            rope: base.rope.clone(),
+            config,
+            places,
+            seed,
+        };
+        Self {
+            mode,
+            parameters,
+            space: Workspace::default(),
+            precision: Precision::F32,
+        }
     }
 
     /// Chooses how activations meet bf16 weights; the default is [`Precision::F32`].
@@ -233,19 +294,33 @@ impl TrainableModel {
     /// # Errors
     /// [`ModelError::EmptyBatch`], [`ModelError::BatchLengths`], [`ModelError::TokenOutOfRange`],
     /// [`ModelError::SequenceTooLong`], [`ModelError::LossNotFinite`].
-    pub fn forward_backward(&mut self, batch: &PackedBatch, options: &StepOptions) -> Result<StepLoss, ModelError> {
+    pub fn forward_backward(
+        &mut self,
+        batch: &PackedBatch,
+        options: &StepOptions,
+    ) -> Result<StepLoss, ModelError> {
         batch.check(self.config())?;
         let (seed, dropout) = match &self.mode {
             Mode::Lora { lora, .. } => (lora.seed, lora.dropout),
             Mode::Full { seed, .. } => (*seed, 0.0),
         };
-        let key = NoiseKey::new(seed).child(0x57e9).child(options.batch_number);
-        let noise = Noise { key, dropout, neftune_alpha: options.neftune_alpha };
-        let Parameters { values, gradients, .. } = &mut self.parameters;
+        let key = NoiseKey::new(seed)
+            .child(0x57e9)
+            .child(options.batch_number);
+        let noise = Noise {
+            key,
+            dropout,
+            neftune_alpha: options.neftune_alpha,
+        };
+        let Parameters {
+            values, gradients, ..
+        } = &mut self.parameters;
         let decoder = self.mode.decoder(values);
         let (space, precision) = (&mut self.space, self.precision);
         // Inside the pool from the start: entering it once is cheaper than once for every operation.
-        let loss = rayon::scope(|_| qwen::forward_backward(&decoder, batch, &noise, gradients, space, precision));
+        let loss = rayon::scope(|_| {
+            qwen::forward_backward(&decoder, batch, &noise, gradients, space, precision)
+        });
         finite(loss)
     }
 
@@ -257,7 +332,9 @@ impl TrainableModel {
         batch.check(self.config())?;
         let decoder = self.mode.decoder(&self.parameters.values);
         let (space, precision) = (&mut self.space, self.precision);
-        finite(rayon::scope(|_| qwen::evaluate(&decoder, batch, space, precision)))
+        finite(rayon::scope(|_| {
+            qwen::evaluate(&decoder, batch, space, precision)
+        }))
     }
 
     /// Norm of the accumulated gradients of the loss sum.
@@ -267,12 +344,21 @@ impl TrainableModel {
 
     /// The factor that turns the accumulated gradients into the mean over `supervised_tokens`, clipped to
     /// `maximum_norm` if given.
-    pub fn clipped_scale(&self, supervised_tokens: usize, maximum_norm: Option<f32>) -> ClippedScale {
+    pub fn clipped_scale(
+        &self,
+        supervised_tokens: usize,
+        maximum_norm: Option<f32>,
+    ) -> ClippedScale {
         let mean = 1.0 / supervised_tokens.max(1) as f64;
         let gradient_norm = self.gradient_norm() * mean;
         // The same small number as in `torch.nn.utils.clip_grad_norm_`.
-        let clip = maximum_norm.map_or(1.0, |limit| (f64::from(limit) / (gradient_norm + 1e-6)).min(1.0));
-        ClippedScale { gradient_norm, scale: (mean * clip) as f32 }
+        let clip = maximum_norm.map_or(1.0, |limit| {
+            (f64::from(limit) / (gradient_norm + 1e-6)).min(1.0)
+        });
+        ClippedScale {
+            gradient_norm,
+            scale: (mean * clip) as f32,
+        }
     }
 
     /// One AdamW update from the accumulated gradients, which are cleared.
@@ -312,14 +398,27 @@ impl TrainableModel {
     /// [`ModelError::WrongMode`] if every parameter is trained.
     pub fn adapter(&self) -> Result<LoraAdapter, ModelError> {
         let Mode::Lora { lora, places, .. } = &self.mode else {
-            return Err(ModelError::WrongMode { operation: "taking an adapter" });
+            return Err(ModelError::WrongMode {
+                operation: "taking an adapter",
+            });
         };
         let values = &self.parameters.values;
         let pair = |place: &DeltaPlaces| {
-            LowRank::new(lora.rank, lora.scale(), values[place.a.clone()].to_vec(), &values[place.b.clone()])
+            LowRank::new(
+                lora.rank,
+                lora.scale(),
+                values[place.a.clone()].to_vec(),
+                &values[place.b.clone()],
+            )
         };
-        let layers = places.iter().map(|row| std::array::from_fn(|index| row[index].as_ref().map(pair))).collect();
-        Ok(LoraAdapter { settings: lora.clone(), layers })
+        let layers = places
+            .iter()
+            .map(|row| std::array::from_fn(|index| row[index].as_ref().map(pair)))
+            .collect();
+        Ok(LoraAdapter {
+            settings: lora.clone(),
+            layers,
+        })
     }
 
     /// The model as trained so far, rounded to bf16.
@@ -328,10 +427,18 @@ impl TrainableModel {
     /// [`ModelError::WrongMode`] if an adapter is trained.
     pub fn to_base_model(&self) -> Result<BaseModel, ModelError> {
         let Mode::Full { config, .. } = &self.mode else {
-            return Err(ModelError::WrongMode { operation: "making a base model" });
+            return Err(ModelError::WrongMode {
+                operation: "making a base model",
+            });
         };
         let places = self.parameters.slots().collect();
-        BaseModel::build(config.clone(), &mut ParameterSource { values: &self.parameters.values, places })
+        BaseModel::build(
+            config.clone(),
+            &mut ParameterSource {
+                values: &self.parameters.values,
+                places,
+            },
+        )
     }
 
     /// Writes the model as trained so far: `config.json` and `model.safetensors` in bf16.
@@ -352,18 +459,27 @@ impl TrainableModel {
         check_tokens(tokens, self.config())?;
         let trained;
         let (base, adapter) = match (&self.mode, adapter) {
-            (Mode::Lora { base, .. }, AdapterUse::With) => (&**base, Some(Arc::new(self.adapter()?))),
+            (Mode::Lora { base, .. }, AdapterUse::With) => {
+                (&**base, Some(Arc::new(self.adapter()?)))
+            }
             (Mode::Lora { base, .. }, AdapterUse::Without) => (&**base, None),
             (Mode::Full { .. }, AdapterUse::With) => {
                 trained = self.to_base_model()?;
                 (&trained, None)
             }
             (Mode::Full { .. }, AdapterUse::Without) => {
-                return Err(ModelError::WrongMode { operation: "computing the base model's logits" });
+                return Err(ModelError::WrongMode {
+                    operation: "computing the base model's logits",
+                });
             }
         };
         let mut cache = KvCache::new(&base.config, tokens.len());
-        let mut rows = [Row { tokens, cache: &mut cache, adapter, wanted: LogitsWanted::Last }];
+        let mut rows = [Row {
+            tokens,
+            cache: &mut cache,
+            adapter,
+            wanted: LogitsWanted::Last,
+        }];
         let mut logits = base.forward(&mut rows, &mut InferenceScratch::default())?;
         Ok(logits.swap_remove(0))
     }
@@ -373,7 +489,10 @@ fn finite(loss: zerog_kernels::cross_entropy::HeadLoss) -> Result<StepLoss, Mode
     if !loss.loss_sum.is_finite() {
         return Err(ModelError::LossNotFinite);
     }
-    Ok(StepLoss { loss_sum: loss.loss_sum, supervised_tokens: loss.supervised_tokens })
+    Ok(StepLoss {
+        loss_sum: loss.loss_sum,
+        supervised_tokens: loss.supervised_tokens,
+    })
 }
 
 impl Mode {
@@ -383,9 +502,18 @@ impl Mode {
             Self::Lora { base, lora, places } => Decoder {
                 config: &base.config,
                 rope: &base.rope,
-                embedding: Trained { value: base.embedding.weight(), gradient: None },
-                head: Trained { value: base.head_weight(), gradient: None },
-                final_norm: Trained { value: &base.final_norm, gradient: None },
+                embedding: Trained {
+                    value: base.embedding.weight(),
+                    gradient: None,
+                },
+                head: Trained {
+                    value: base.head_weight(),
+                    gradient: None,
+                },
+                final_norm: Trained {
+                    value: &base.final_norm,
+                    gradient: None,
+                },
                 layers: base
                     .layers
                     .iter()
@@ -397,8 +525,14 @@ impl Mode {
                             Linear {
                                 outputs,
                                 inputs,
-                                weight: Trained { value: layer.linears[index].weight(), gradient: None },
-                                bias: layer.biases[index].as_deref().map(|value| Trained { value, gradient: None }),
+                                weight: Trained {
+                                    value: layer.linears[index].weight(),
+                                    gradient: None,
+                                },
+                                bias: layer.biases[index].as_deref().map(|value| Trained {
+                                    value,
+                                    gradient: None,
+                                }),
                                 delta: places[index].as_ref().map(|place| Delta {
                                     rank: lora.rank,
                                     scale: lora.scale(),
@@ -409,18 +543,31 @@ impl Mode {
                                 }),
                             }
                         }),
-                        input_norm: Trained { value: &layer.input_norm, gradient: None },
-                        post_norm: Trained { value: &layer.post_norm, gradient: None },
+                        input_norm: Trained {
+                            value: &layer.input_norm,
+                            gradient: None,
+                        },
+                        post_norm: Trained {
+                            value: &layer.post_norm,
+                            gradient: None,
+                        },
                     })
                     .collect(),
             },
-            Self::Full { config, rope, places, .. } => {
+            Self::Full {
+                config,
+                rope,
+                places,
+                ..
+            } => {
                 let matrix = |range: &Range<usize>| Trained {
                     value: Weight::F32(&values[range.clone()]),
                     gradient: Some(range.clone()),
                 };
-                let vector =
-                    |range: &Range<usize>| Trained { value: &values[range.clone()], gradient: Some(range.clone()) };
+                let vector = |range: &Range<usize>| Trained {
+                    value: &values[range.clone()],
+                    gradient: Some(range.clone()),
+                };
                 Decoder {
                     config,
                     rope,
@@ -460,9 +607,14 @@ struct ParameterSource<'a> {
 
 impl ParameterSource<'_> {
     fn rounded(&self, name: &str) -> Result<Vec<bf16>, ModelError> {
-        let missing = || ModelError::MissingTensor { name: name.to_owned() };
+        let missing = || ModelError::MissingTensor {
+            name: name.to_owned(),
+        };
         let range = self.places.get(name).cloned().ok_or_else(missing)?;
-        Ok(self.values[range].iter().map(|value| bf16::from_f32(*value)).collect())
+        Ok(self.values[range]
+            .iter()
+            .map(|value| bf16::from_f32(*value))
+            .collect())
     }
 }
 

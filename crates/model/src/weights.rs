@@ -19,9 +19,17 @@ pub(crate) const INDEX_FILE: &str = "model.safetensors.index.json";
 #[derive(Clone, Debug)]
 pub(crate) enum Tensor {
     /// Little-endian bf16 in a mapped file, aligned.
-    MappedBf16 { file: Arc<MappedFile>, start: usize, end: usize },
+    MappedBf16 {
+        file: Arc<MappedFile>,
+        start: usize,
+        end: usize,
+    },
     /// Little-endian f32 in a mapped file, aligned.
-    MappedF32 { file: Arc<MappedFile>, start: usize, end: usize },
+    MappedF32 {
+        file: Arc<MappedFile>,
+        start: usize,
+        end: usize,
+    },
     /// bf16 in memory.
     Bf16(Arc<Vec<bf16>>),
     /// f32 in memory; also where f16 files go, which fit into f32 exactly.
@@ -31,8 +39,12 @@ pub(crate) enum Tensor {
 impl Tensor {
     pub(crate) fn weight(&self) -> Weight<'_> {
         match self {
-            Self::MappedBf16 { file, start, end } => Weight::Bf16(bytemuck::cast_slice(&file[*start..*end])),
-            Self::MappedF32 { file, start, end } => Weight::F32(bytemuck::cast_slice(&file[*start..*end])),
+            Self::MappedBf16 { file, start, end } => {
+                Weight::Bf16(bytemuck::cast_slice(&file[*start..*end]))
+            }
+            Self::MappedF32 { file, start, end } => {
+                Weight::F32(bytemuck::cast_slice(&file[*start..*end]))
+            }
             Self::Bf16(values) => Weight::Bf16(values),
             Self::F32(values) => Weight::F32(values),
         }
@@ -77,28 +89,43 @@ impl WeightFiles {
         } else if index.is_file() {
             let bytes = std::fs::read(&index).map_err(ModelError::io(&index))?;
             let parsed: Index =
-                serde_json::from_slice(&bytes).map_err(|source| ModelError::Json { path: index.clone(), source })?;
+                serde_json::from_slice(&bytes).map_err(|source| ModelError::Json {
+                    path: index.clone(),
+                    source,
+                })?;
             let names: BTreeSet<String> = parsed.weight_map.into_values().collect();
             // A shard is a plain file name: the index may not point outside the folder.
             for name in &names {
-                if Path::new(name).file_name().is_none_or(|plain| plain != name.as_str()) {
-                    return Err(ModelError::UnsupportedSetting { setting: "weight_map", value: name.clone() });
+                if Path::new(name)
+                    .file_name()
+                    .is_none_or(|plain| plain != name.as_str())
+                {
+                    return Err(ModelError::UnsupportedSetting {
+                        setting: "weight_map",
+                        value: name.clone(),
+                    });
                 }
             }
             names.into_iter().map(|name| directory.join(name)).collect()
         } else {
-            return Err(ModelError::MissingWeights { directory: directory.to_owned() });
+            return Err(ModelError::MissingWeights {
+                directory: directory.to_owned(),
+            });
         };
         let mut files = Vec::new();
         let mut names = HashMap::new();
         for path in paths {
             let map = Arc::new(MappedFile::open(&path).map_err(ModelError::io(&path))?);
-            let (header, metadata) =
-                SafeTensors::read_metadata(&map).map_err(|source| ModelError::Safetensors { path, source })?;
+            let (header, metadata) = SafeTensors::read_metadata(&map)
+                .map_err(|source| ModelError::Safetensors { path, source })?;
             for name in metadata.offset_keys() {
                 names.insert(name, files.len());
             }
-            files.push(OpenFile { map, data_start: header + 8, metadata });
+            files.push(OpenFile {
+                map,
+                data_start: header + 8,
+                metadata,
+            });
         }
         Ok(Self { files, names })
     }
@@ -109,7 +136,9 @@ impl WeightFiles {
 
     /// The tensor `name`, which must have `shape`.
     pub(crate) fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, ModelError> {
-        let missing = || ModelError::MissingTensor { name: name.to_owned() };
+        let missing = || ModelError::MissingTensor {
+            name: name.to_owned(),
+        };
         let file = &self.files[*self.names.get(name).ok_or_else(missing)?];
         let info = file.metadata.info(name).ok_or_else(missing)?;
         if info.shape != shape {
@@ -119,17 +148,26 @@ impl WeightFiles {
                 found: info.shape.clone(),
             });
         }
-        let (start, end) = (file.data_start + info.data_offsets.0, file.data_start + info.data_offsets.1);
+        let (start, end) = (
+            file.data_start + info.data_offsets.0,
+            file.data_start + info.data_offsets.1,
+        );
         let bytes = &file.map[start..end];
         let map = file.map.clone();
         // A file whose header has an odd length puts its data at odd addresses; it is copied.
         let tensor = match info.dtype {
             Dtype::BF16 if bytemuck::try_cast_slice::<u8, bf16>(bytes).is_ok() => {
-                Tensor::MappedBf16 { file: map, start, end }
+                Tensor::MappedBf16 {
+                    file: map,
+                    start,
+                    end,
+                }
             }
-            Dtype::F32 if bytemuck::try_cast_slice::<u8, f32>(bytes).is_ok() => {
-                Tensor::MappedF32 { file: map, start, end }
-            }
+            Dtype::F32 if bytemuck::try_cast_slice::<u8, f32>(bytes).is_ok() => Tensor::MappedF32 {
+                file: map,
+                start,
+                end,
+            },
             dtype => Tensor::F32(Arc::new(decode(name, dtype, bytes)?)),
         };
         Ok(tensor)
@@ -149,10 +187,22 @@ impl WeightFiles {
 pub(crate) fn decode(name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>, ModelError> {
     let pairs = || bytes.as_chunks::<2>().0.iter();
     match dtype {
-        Dtype::F32 => Ok(bytes.as_chunks::<4>().0.iter().map(|value| f32::from_le_bytes(*value)).collect()),
-        Dtype::BF16 => Ok(pairs().map(|value| bf16::from_le_bytes(*value).to_f32()).collect()),
-        Dtype::F16 => Ok(pairs().map(|value| f16::from_le_bytes(*value).to_f32()).collect()),
-        other => Err(ModelError::TensorType { name: name.to_owned(), found: format!("{other:?}") }),
+        Dtype::F32 => Ok(bytes
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|value| f32::from_le_bytes(*value))
+            .collect()),
+        Dtype::BF16 => Ok(pairs()
+            .map(|value| bf16::from_le_bytes(*value).to_f32())
+            .collect()),
+        Dtype::F16 => Ok(pairs()
+            .map(|value| f16::from_le_bytes(*value).to_f32())
+            .collect()),
+        other => Err(ModelError::TensorType {
+            name: name.to_owned(),
+            found: format!("{other:?}"),
+        }),
     }
 }
 
@@ -167,15 +217,34 @@ pub(crate) struct NamedTensor {
 impl NamedTensor {
     pub(crate) fn bf16(name: String, shape: Vec<usize>, values: Weight<'_>) -> Self {
         let bytes = match values {
-            Weight::F32(values) => values.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect(),
-            Weight::Bf16(values) => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+            Weight::F32(values) => values
+                .iter()
+                .flat_map(|value| bf16::from_f32(*value).to_le_bytes())
+                .collect(),
+            Weight::Bf16(values) => values
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect(),
         };
-        Self { name, shape, dtype: Dtype::BF16, bytes }
+        Self {
+            name,
+            shape,
+            dtype: Dtype::BF16,
+            bytes,
+        }
     }
 
     pub(crate) fn f32(name: String, shape: Vec<usize>, values: &[f32]) -> Self {
-        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        Self { name, shape, dtype: Dtype::F32, bytes }
+        let bytes = values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
+        Self {
+            name,
+            shape,
+            dtype: Dtype::F32,
+            bytes,
+        }
     }
 }
 
@@ -183,7 +252,12 @@ impl NamedTensor {
 pub(crate) fn serialize(tensors: &[NamedTensor]) -> Result<Vec<u8>, safetensors::SafeTensorError> {
     let views: Vec<(&str, TensorView<'_>)> = tensors
         .iter()
-        .map(|tensor| Ok((tensor.name.as_str(), TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.bytes)?)))
+        .map(|tensor| {
+            Ok((
+                tensor.name.as_str(),
+                TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.bytes)?,
+            ))
+        })
         .collect::<Result<_, safetensors::SafeTensorError>>()?;
     // `transformers` refuses files that do not name their framework.
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
@@ -205,6 +279,9 @@ pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<(), ModelError> {
     write().map_err(|source| {
         // The rename did not happen, so only the partial file can be left.
         let _ = std::fs::remove_file(&partial);
-        ModelError::Io { path: path.to_owned(), source }
+        ModelError::Io {
+            path: path.to_owned(),
+            source,
+        }
     })
 }
