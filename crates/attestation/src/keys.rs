@@ -107,9 +107,9 @@ impl EnclaveKeys {
     /// # Errors
     /// [`KeyError::Backend`], [`KeyError::SignerOutOfRange`].
     pub fn derive(backend: &dyn TeeBackend) -> Result<Self, KeyError> {
-        let signer = SecretKey::from_bytes(&backend.derive_key(SIGNER_PATH)?)
+        let signer = SecretKey::from_bytes(&*backend.derive_key(SIGNER_PATH)?)
             .map_err(|_| KeyError::SignerOutOfRange)?;
-        let seed = expand(&backend.derive_key(SEALING_PATH)?, None, SEALING_INFO);
+        let seed = expand(&*backend.derive_key(SEALING_PATH)?, None, SEALING_INFO);
         let vault = FileKey::from_bytes(*backend.derive_key(VAULT_PATH)?);
         Ok(Self {
             signer,

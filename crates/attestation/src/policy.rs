@@ -679,6 +679,8 @@ impl Judge {
             Ok(data) => data,
             Err(error) => return self.fail("V12", binding, true, error.to_string()),
         };
+        let signer = data.signer();
+        self.signer = Some(signer);
         if bundle.report_data != quote.report_data {
             return self.fail(
                 "V12",
@@ -687,8 +689,6 @@ impl Judge {
                 "report_data of the body is not the quote's",
             );
         }
-        let signer = data.signer();
-        self.signer = Some(signer);
         self.sealing_key = data.sealing_key();
         self.pass("V12", binding, true, signer.to_checksum(None));
         match evidence.registered_signer {

@@ -208,7 +208,7 @@ fn join_chunks(mut rest: &[u8]) -> Option<Vec<u8>> {
             return Some(body);
         }
         body.extend_from_slice(rest.get(..size)?);
-        rest = rest.get(size.checked_add(2)?..)?;
+        rest = rest.get(size..)?.strip_prefix(b"\r\n")?;
     }
 }
 
@@ -264,7 +264,7 @@ mod tests {
         let socket = folder.path().join("agent.sock");
         let report_data = [7u8; 64];
         let quote = json!({"quote": "0400", "event_log": "[]", "report_data": hex::encode(report_data), "vm_config": "{}"});
-        let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{\"tcb\r\nf\r\n_info\":\"{\\\"a\\\":1\r\n3\r\n}\"}\r\n0\r\n\r\n";
+        let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{\"tcb\r\n10\r\n_info\":\"{\\\"a\\\":1\r\n3\r\n}\"}\r\n0\r\n\r\n";
         let key = json!({"key": "11".repeat(32), "signature_chain": []});
         let agent = scripted_agent(
             &socket,
