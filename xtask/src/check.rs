@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 
-use crate::tidy;
+use crate::{clients, tidy};
 
 /// Runs all checks. With `all`, a part that cannot run is a failure.
 pub(crate) fn run(root: &Path, all: bool, test_arguments: &[String]) -> anyhow::Result<()> {
@@ -66,23 +66,23 @@ pub(crate) fn run(root: &Path, all: bool, test_arguments: &[String]) -> anyhow::
     })?;
 
     if has("node") && has("npm") {
-        part("contract artifacts", || contracts(root, true))?;
-        part("ethers against the embedded chain", || {
-            chain_client(root, "ethers")
-        })?;
+        match install_contract_compiler(root) {
+            Ok(()) => part("contract artifacts", || contracts(root, true))?,
+            Err(error) => skipped.push(format!("contract artifacts: {error:#}")),
+        }
     } else {
-        skipped.push("contract artifacts and the ethers probe: Node and npm were not found");
+        skipped.push("contract artifacts: Node and npm were not found".to_owned());
     }
-    if has("python3") && python_has(root, "web3") {
-        part("web3.py against the embedded chain", || {
-            chain_client(root, "web3")
-        })?;
-    } else {
-        skipped.push("the web3.py probe: python3 with the package web3 was not found");
+    for client in clients::ALL {
+        match client.install(root) {
+            Ok(installed) => part(client.title(), || installed.run(root))?,
+            Err(error) => skipped.push(format!("{}: {error:#}", client.title())),
+        }
     }
     if std::env::var_os("TEST_DATABASE_URL").is_none() {
         skipped.push(
-            "the store suite on PostgreSQL: TEST_DATABASE_URL is not set (SQLite was tested)",
+            "the store suite on PostgreSQL: TEST_DATABASE_URL is not set (SQLite was tested)"
+                .to_owned(),
         );
     }
 
@@ -98,31 +98,31 @@ pub(crate) fn run(root: &Path, all: bool, test_arguments: &[String]) -> anyhow::
 
 /// Rebuilds the contract artifacts, or compares a rebuild with them.
 pub(crate) fn contracts(root: &Path, check: bool) -> anyhow::Result<()> {
-    let folder = root.join("contracts");
-    if !folder.join("node_modules/solc").exists() {
-        command(
-            &folder,
-            "npm",
-            &[
-                "ci",
-                "--ignore-scripts",
-                "--no-audit",
-                "--no-fund",
-                "--silent",
-            ],
-            &[],
-        )?;
-    }
+    install_contract_compiler(root)?;
     let mut arguments = vec!["build.mjs"];
     if check {
         arguments.push("--check");
     }
-    command(&folder, "node", &arguments, &[])
+    command(&root.join("contracts"), "node", &arguments, &[])
 }
 
-fn chain_client(root: &Path, client: &str) -> anyhow::Result<()> {
-    let script = root.join("crates/devchain/tests/clients/run.sh");
-    command(root, "bash", &[&script.to_string_lossy(), client], &[])
+fn install_contract_compiler(root: &Path) -> anyhow::Result<()> {
+    let folder = root.join("contracts");
+    if folder.join("node_modules/solc").exists() {
+        return Ok(());
+    }
+    command(
+        &folder,
+        "npm",
+        &[
+            "ci",
+            "--ignore-scripts",
+            "--no-audit",
+            "--no-fund",
+            "--silent",
+        ],
+        &[],
+    )
 }
 
 fn part(name: &str, work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
@@ -138,7 +138,7 @@ fn cargo(root: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> anyho
     command(root, &cargo, arguments, environment)
 }
 
-fn command(
+pub(crate) fn command(
     folder: &Path,
     program: &str,
     arguments: &[&str],
@@ -157,16 +157,8 @@ fn command(
     Ok(())
 }
 
-fn has(program: &str) -> bool {
+pub(crate) fn has(program: &str) -> bool {
     succeeds(Command::new(program).arg("--version"))
-}
-
-fn python_has(root: &Path, module: &str) -> bool {
-    succeeds(
-        Command::new("python3")
-            .args(["-c", &format!("import {module}")])
-            .current_dir(root),
-    )
 }
 
 fn succeeds(command: &mut Command) -> bool {

@@ -1,6 +1,7 @@
 //! Developer commands: `cargo xtask test`, `tidy`, `contracts`.
 
 mod check;
+mod clients;
 mod tidy;
 
 use std::path::{Path, PathBuf};
