@@ -237,7 +237,6 @@ impl<T> OrMissing<T> for Result<T, ChainError> {
 #[cfg(test)]
 mod tests {
     use alloy_primitives::{U256, address};
-    use alloy_sol_types::SolInterface;
 
     use super::*;
 
@@ -263,7 +262,7 @@ mod tests {
     #[test]
     fn published_revert_data_is_decoded() {
         let data = hex!("7d2d536b000000000000000000000000f39fd6e51aad88f6f4ce6ab8827279cfffb92266");
-        let error = ContractError::decode(Bytes::from_static(&data));
+        let error = ContractError::decode(Bytes::copy_from_slice(&data));
         assert_eq!(error.kind, ContractErrorKind::LedgerNotExists);
         assert!(error.to_string().contains("add-account"), "{error}");
 
