@@ -15,6 +15,8 @@ use crate::executor::Executor;
 
 /// Version of the record that is read.
 pub const CANARY_VERSION: u32 = 1;
+/// Longest record that is read, in bytes.
+pub const MAX_RECORD_BYTES: usize = 1 << 20;
 /// Most prompts of a record; more would make loading slow.
 pub const MAX_PROBES: usize = 16;
 /// Most tokens of a prompt.
@@ -36,6 +38,23 @@ pub struct Canary {
     pub base_model_sha256: String,
     /// The prompts.
     pub probes: Vec<CanaryProbe>,
+}
+
+impl Canary {
+    /// Reads the record as the trainer writes it into the archive (`output_model/canary.json`).
+    ///
+    /// # Errors
+    /// [`CanaryError::Unusable`].
+    pub fn parse(json: &[u8]) -> Result<Self, CanaryError> {
+        if json.len() > MAX_RECORD_BYTES {
+            return Err(CanaryError::Unusable {
+                reason: "it is too long",
+            });
+        }
+        serde_json::from_slice(json).map_err(|_| CanaryError::Unusable {
+            reason: "it is not JSON of the known form",
+        })
+    }
 }
 
 /// One prompt with its logits after the last token.

@@ -1,10 +1,9 @@
 //! The model with one cache per place: the only code of this crate that runs the network.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use zerog_model::{
-    BaseModel, InferenceScratch, KvCache, LogitsWanted, LoraAdapter, ModelError, Row,
-};
+use zerog_model::{BaseModel, InferenceScratch, KvCache, LogitsWanted, LoraAdapter, Row};
 
 use crate::error::EngineError;
 
@@ -72,9 +71,7 @@ impl Executor {
                 wanted,
             });
         }
-        self.model
-            .forward(&mut batch, &mut self.scratch)
-            .map_err(|error| failed(&error))
+        run(&self.model, &mut batch, &mut self.scratch)
     }
 
     /// Logits after the last of `tokens`, on a cache of their own.
@@ -90,18 +87,21 @@ impl Executor {
             adapter,
             wanted: LogitsWanted::Last,
         }];
-        let mut logits = self
-            .model
-            .forward(&mut batch, &mut self.scratch)
-            .map_err(|error| failed(&error))?;
+        let mut logits = run(&self.model, &mut batch, &mut self.scratch)?;
         logits.pop().ok_or_else(|| EngineError::Computation {
             reason: "no logits".into(),
         })
     }
 }
 
-fn failed(error: &ModelError) -> EngineError {
-    EngineError::Computation {
-        reason: error.to_string(),
-    }
+/// Runs the network. A panic in the numeric code is a bug; it costs the requests of this step, not the engine.
+fn run(
+    model: &BaseModel,
+    batch: &mut [Row<'_>],
+    scratch: &mut InferenceScratch,
+) -> Result<Vec<Vec<f32>>, EngineError> {
+    catch_unwind(AssertUnwindSafe(|| model.forward(batch, scratch)))
+        .map_err(|_| "the numeric code panicked".to_owned())
+        .and_then(|outcome| outcome.map_err(|error| error.to_string()))
+        .map_err(|reason| EngineError::Computation { reason })
 }

@@ -2,7 +2,6 @@
 //! prompts, first come, first served. Each row of a step has its own adapter or none.
 
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -124,14 +123,7 @@ impl Scheduler {
                 }
             })
             .collect();
-        // A panic in the numeric code is a bug; it costs the requests of this step, not the engine.
-        let executor = &mut self.executor;
-        let outcome =
-            catch_unwind(AssertUnwindSafe(|| executor.forward(&rows))).unwrap_or_else(|_| {
-                Err(EngineError::Computation {
-                    reason: "the numeric code panicked".into(),
-                })
-            });
+        let outcome = self.executor.forward(&rows);
         drop(rows);
         match outcome {
             Ok(logits) => self.apply(&plan, &logits),

@@ -146,6 +146,7 @@ fn generation(request: &Path) -> Result<u64, BackendError> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::{Simulated, SimulatedOptions};

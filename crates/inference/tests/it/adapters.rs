@@ -39,7 +39,11 @@ async fn a_true_record_loads_and_says_what_it_measured() {
     let engine = start(config());
     let canary = recorded(&engine, 1).await;
     let text = serde_json::to_string(&canary).unwrap();
-    let canary: Canary = serde_json::from_str(&text).unwrap();
+    let canary = Canary::parse(text.as_bytes()).unwrap();
+    assert!(matches!(
+        Canary::parse(b"{}"),
+        Err(CanaryError::Unusable { .. })
+    ));
     let (settings, weights) = adapter_files(1, 16.0);
     let report = engine
         .load_adapter_files("ft-x", settings, weights, CanaryCheck::Run(canary))
