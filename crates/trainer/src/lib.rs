@@ -8,18 +8,29 @@
 //! alone, and a checkpoint holds the exact state of the optimiser, so a run that was
 //! interrupted ends with the same adapter bytes as one that was not.
 
+mod archive;
 mod batches;
+mod canary;
+mod checkpoint;
+mod child;
 mod error;
+mod evaluate;
 mod greedy;
 mod job;
+mod memory;
 mod progress;
+mod run;
 mod schedule;
 mod sealing;
+mod step;
 
 pub use batches::{Order, PACK_TOKENS, pack};
+pub use canary::{CANARY_MEMBER, CANARY_VERSION, Canary, CanaryProbe};
+pub use child::child_main;
 pub use error::{TrainError, exit};
 pub use greedy::greedy_answer;
 pub use job::{JOB_VERSION, Job, JobDirectory, read_key};
 pub use progress::Progress;
+pub use run::run;
 pub use schedule::Schedule;
 pub use sealing::{open_file, seal_file, with_opened};

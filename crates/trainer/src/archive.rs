@@ -1,0 +1,174 @@
+//! The finished archive: PEFT files, tokenizer, model card, manifest and canary in one zip,
+//! byte for byte the same for the same run. It is built in memory and sealed on its way to
+//! disk, because the adapter may not lie there in clear.
+
+use std::io::{Cursor, Write};
+use std::path::Path;
+
+use zerog_model::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, AdapterIdentity, LoraAdapter};
+use zerog_protocol::manifest::{ARCHIVE_FOLDER, AdapterManifest, MANIFEST_MEMBER};
+use zerog_protocol::models;
+use zip::write::SimpleFileOptions;
+use zip::{CompressionMethod, DateTime, ZipWriter};
+
+use crate::canary::{CANARY_MEMBER, Canary};
+use crate::error::TrainError;
+use crate::evaluate::Evaluation;
+
+/// Tokenizer files that are passed on when the base model has them, so that the adapter is
+/// used with the tokenizer and template that it was trained with.
+const TOKENIZER_FILES: [&str; 9] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+];
+
+/// Everything that goes into the archive.
+pub(crate) struct Contents<'a> {
+    pub(crate) adapter: &'a LoraAdapter,
+    pub(crate) base_model_dir: &'a Path,
+    pub(crate) manifest: &'a AdapterManifest,
+    pub(crate) canary: &'a Canary,
+    pub(crate) evaluation: &'a Evaluation,
+}
+
+/// The bytes of the zip file.
+pub(crate) fn build(contents: &Contents<'_>) -> Result<Vec<u8>, TrainError> {
+    let failed = |error: &dyn std::fmt::Display| TrainError::Archive(error.to_string());
+    let identity = AdapterIdentity {
+        base_model: hub_name(&contents.manifest.base_model),
+        revision: None,
+    };
+    let (config, weights) = contents
+        .adapter
+        .to_bytes(&identity)
+        .map_err(|error| failed(&error))?;
+    let json = |value: serde_json::Result<Vec<u8>>| value.map_err(|error| failed(&error));
+
+    let mut zip = Zip(ZipWriter::new(Cursor::new(Vec::with_capacity(
+        weights.len() + (1 << 20),
+    ))));
+    zip.add(&member(ADAPTER_CONFIG_FILE), &config)?;
+    zip.add(&member(ADAPTER_WEIGHTS_FILE), &weights)?;
+    for name in TOKENIZER_FILES {
+        let path = contents.base_model_dir.join(name);
+        match std::fs::read(&path) {
+            Ok(bytes) => zip.add(&member(name), &bytes)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(source) => return Err(TrainError::Io { path, source }),
+        }
+    }
+    zip.add(&member("README.md"), model_card(contents).as_bytes())?;
+    zip.add(
+        MANIFEST_MEMBER,
+        &json(serde_json::to_vec_pretty(contents.manifest))?,
+    )?;
+    zip.add(CANARY_MEMBER, &json(serde_json::to_vec(contents.canary))?)?;
+    zip.0
+        .finish()
+        .map(Cursor::into_inner)
+        .map_err(|error| failed(&error))
+}
+
+struct Zip(ZipWriter<Cursor<Vec<u8>>>);
+
+impl Zip {
+    fn add(&mut self, name: &str, bytes: &[u8]) -> Result<(), TrainError> {
+        // A fixed time and mode keep the bytes the same on every machine. Weights hardly shrink,
+        // so nothing is compressed.
+        let options = SimpleFileOptions::default()
+            .compression_method(CompressionMethod::Stored)
+            .last_modified_time(DateTime::default())
+            .unix_permissions(0o644)
+            .large_file(u32::try_from(bytes.len()).is_err());
+        self.0
+            .start_file(name, options)
+            .map_err(|error| TrainError::Archive(error.to_string()))?;
+        self.0
+            .write_all(bytes)
+            .map_err(|error| TrainError::Archive(error.to_string()))
+    }
+}
+
+fn member(name: &str) -> String {
+    format!("{ARCHIVE_FOLDER}/{name}")
+}
+
+/// The name under which the base model is found on the model hub, as PEFT expects it.
+fn hub_name(model: &str) -> String {
+    models::find(model)
+        .map(|predefined| predefined.tokenizer)
+        .filter(|name| name.contains('/'))
+        .unwrap_or(model)
+        .to_owned()
+}
+
+fn model_card(contents: &Contents<'_>) -> String {
+    let manifest = contents.manifest;
+    let params = &manifest.params;
+    let base = hub_name(&manifest.base_model);
+    let stand_in = if manifest.stand_in {
+        "\n> **Stand-in:** this adapter was trained on a small substitute for the named base model, on a\n> development network. It does not fit the real weights; the hash below says which weights it fits.\n"
+    } else {
+        ""
+    };
+    let evaluation = contents.evaluation;
+    format!(
+        "---\n\
+         base_model: {base}\n\
+         library_name: peft\n\
+         pipeline_tag: text-generation\n\
+         tags:\n- lora\n- zerog\n\
+         ---\n\n\
+         # Adapter of task {task}\n{stand_in}\n\
+         A LoRA adapter for `{base}`, fine-tuned on the 0G Compute Network.\n\n\
+         | | |\n|---|---|\n\
+         | base weights (SHA-256) | `{base_sha256}` |\n\
+         | dataset hash | `{dataset}` |\n\
+         | examples, tokens of one epoch | {examples}, {tokens} |\n\
+         | optimiser steps | {steps} |\n\
+         | loss, first and last step | {loss_first:.4}, {loss_last:.4} |\n\
+         | loss on {evaluated} training examples, base and tuned | {base_loss:.4}, {tuned_loss:.4} |\n\
+         | greedy answers that end by themselves | {stopped} of {answers} |\n\
+         | rank, alpha, dropout | {rank}, {alpha}, {dropout} |\n\
+         | learning rate, epochs, seed | {learning_rate}, {epochs}, {seed} |\n\n\
+         ```python\n\
+         from peft import PeftModel\n\
+         from transformers import AutoModelForCausalLM, AutoTokenizer\n\n\
+         tokenizer = AutoTokenizer.from_pretrained(\"output_model\")\n\
+         model = AutoModelForCausalLM.from_pretrained(\"{base}\")\n\
+         model = PeftModel.from_pretrained(model, \"output_model\")\n\
+         prompt = tokenizer.apply_chat_template(\n    \
+         [{{\"role\": \"user\", \"content\": \"Hello!\"}}],\n    \
+         add_generation_prompt=True, return_tensors=\"pt\", return_dict=True,\n)\n\
+         print(tokenizer.decode(model.generate(**prompt, max_new_tokens=64)[0]))\n\
+         ```\n\n\
+         `manifest.json` holds every parameter; `canary.json` holds reference logits by which a\n\
+         server can prove that it applies this adapter.\n",
+        task = manifest.task_id,
+        base_sha256 = manifest.base_model_sha256,
+        dataset = manifest.dataset_hash,
+        examples = manifest.examples,
+        tokens = manifest.tokens,
+        steps = manifest.steps,
+        loss_first = manifest.loss_first,
+        loss_last = manifest.loss_last,
+        evaluated = evaluation.examples,
+        base_loss = evaluation.base_loss,
+        tuned_loss = evaluation.tuned_loss,
+        stopped = evaluation.stopped,
+        answers = evaluation.answers,
+        rank = params.lora_rank,
+        alpha = params.lora_alpha,
+        dropout = params.lora_dropout,
+        learning_rate = params.learning_rate,
+        epochs = params.num_train_epochs,
+        seed = params.seed,
+    )
+}
