@@ -92,7 +92,7 @@ impl AdapterCache {
                 )
             })
             .collect();
-        idle.sort_unstable_by(|left, right| right.0.cmp(&left.0));
+        idle.sort_unstable_by_key(|entry| std::cmp::Reverse(entry.0));
         let mut evicted = Vec::new();
         let (mut count, mut bytes) = (self.entries.len(), self.bytes());
         while count >= self.max_adapters || bytes.saturating_add(adapter.bytes) > self.max_bytes {
