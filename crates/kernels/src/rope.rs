@@ -43,11 +43,7 @@ impl RopeTable {
 
     /// Number of positions in the table.
     pub fn positions(&self) -> usize {
-        if self.half == 0 {
-            0
-        } else {
-            self.cosines.len() / self.half
-        }
+        self.cosines.len().checked_div(self.half).unwrap_or(0)
     }
 
     /// Turns the rows of `x (T, heads·D)` forward; row `t` stands at `positions[t]`.

@@ -300,8 +300,12 @@ fn avx512_tile(left: &[u32], right: &[u32], sums: &mut [[f32; TILE_COLUMNS]; TIL
                 _mm512_set1_epi32(unsafe { *left.as_ptr().add(pair * TILE_ROWS + row) } as i32);
             for (register, column) in registers.iter_mut().zip(columns) {
                 // SAFETY: both types are 512 plain bits; each 32-bit element is a pair of bf16.
-                let (value, column): (__m512bh, __m512bh) =
-                    unsafe { (std::mem::transmute(value), std::mem::transmute(column)) };
+                let (value, column) = unsafe {
+                    (
+                        std::mem::transmute::<__m512i, __m512bh>(value),
+                        std::mem::transmute::<__m512i, __m512bh>(column),
+                    )
+                };
                 *register = _mm512_dpbf16_ps(*register, value, column);
             }
         }

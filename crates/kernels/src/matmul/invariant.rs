@@ -223,6 +223,7 @@ mod wide {
     ///
     /// `x` holds `M` rows and `weight` `N` rows of `inputs` elements.
     #[target_feature(enable = "avx2,fma")]
+    #[allow(clippy::needless_range_loop)] // Plain indices keep the tile in registers and the loops readable.
     pub(super) fn tile<E: Element, const M: usize, const N: usize>(
         x: &[f32],
         weight: &[E],

@@ -1,4 +1,5 @@
 //! The public API on tiny random models: gradients, training, serving, files.
+#![allow(clippy::unwrap_used)] // Helpers of tests.
 
 mod adapters;
 mod files;

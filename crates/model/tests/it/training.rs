@@ -21,16 +21,16 @@ fn an_adapter_memorises_a_sequence() {
     let tokens = [4, 17, 2, 25, 11, 8, 8, 19, 0, 6];
     let mut batch = PackedBatch::default();
     batch.push(&tokens, &[true; 10]);
-    let first = step(&mut model, &batch, 0, 0.05);
-    for number in 1..150 {
-        step(&mut model, &batch, number, 0.05);
+    let first = step(&mut model, &batch, 0, 0.02);
+    for number in 1..300 {
+        step(&mut model, &batch, number, 0.02);
     }
     let last = model.eval_loss(&batch).unwrap().mean();
     assert!(
         first > 3.0,
         "the base model has another order in mind: {first}"
     );
-    assert!(last < 0.05, "{last}");
+    assert!(last < 0.1, "{last}");
     for length in 1..10 {
         let logits = model.logits(&tokens[..length], AdapterUse::With).unwrap();
         let best = Sampler::new(SamplingParams::default(), &[])
