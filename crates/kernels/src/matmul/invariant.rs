@@ -106,13 +106,22 @@ impl<E: Element> Tile<'_, E> {
 
     fn column<const N: usize>(&self, rows: std::ops::Range<usize>, output: usize) {
         let mut row = rows.start;
-        while row + 3 <= rows.end {
-            self.tile::<3, N>(row, output);
-            row += 3;
-        }
         while row < rows.end {
-            self.tile::<1, N>(row, output);
-            row += 1;
+            // Four rows are two pairs: a lone row has too few sums in flight to hide their latency.
+            match rows.end - row {
+                1 => {
+                    self.tile::<1, N>(row, output);
+                    row += 1;
+                }
+                2 | 4 => {
+                    self.tile::<2, N>(row, output);
+                    row += 2;
+                }
+                _ => {
+                    self.tile::<3, N>(row, output);
+                    row += 3;
+                }
+            }
         }
     }
 
