@@ -34,7 +34,7 @@ pub(crate) struct Recipe {
     pub(crate) documents_per_step: u64,
     pub(crate) learning_rate: f64,
     pub(crate) warmup_steps: u64,
-    pub(crate) weight_decay: f32,
+    pub(crate) weight_decay: f64,
     pub(crate) checkpoint_every_steps: u64,
 }
 
@@ -183,7 +183,7 @@ fn update(
     let clipped = model.clipped_scale(loss.supervised_tokens, Some(1.0));
     model.apply_update(&UpdateOptions {
         learning_rate: recipe.learning_rate(step) as f32,
-        weight_decay: recipe.weight_decay,
+        weight_decay: recipe.weight_decay as f32,
         betas: (0.9, 0.95),
         epsilon: 1e-8,
         gradient_scale: clipped.scale,
