@@ -1,0 +1,363 @@
+//! Tasks: create, look, wait, cancel, logs.
+
+use std::time::{Duration, Instant};
+
+use alloy_primitives::{Address, B256, U256};
+use zerog_protocol::fine_tuning_api::{
+    CancelTaskRequest, CreateTaskRequest, CreateTaskResponse, TaskView, TrainingProgress,
+};
+use zerog_protocol::task::TaskState;
+use zerog_protocol::{TaskId, signing};
+
+use super::FineTuning;
+use super::quote::parse_params;
+use crate::broker::Context;
+use crate::error::{Error, Result, ServiceKind};
+use crate::progress::Progress;
+use crate::provider_client::{MAX_FILE_BYTES, join, parse_json};
+
+/// What a task is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CreateTask {
+    /// Who trains.
+    pub provider: Address,
+    /// Base model, by name.
+    pub model: String,
+    /// Hash of an uploaded dataset, or its storage root: `0x` and 64 digits.
+    pub dataset_hash: String,
+    /// Text of the training parameter file; it is sent as it is.
+    pub training_params: String,
+    /// Whether to wait in line when other tasks are pending; otherwise they are an error.
+    pub queue: bool,
+    /// Most neuron that the task may cost; only providers of ours check it. None: no bound.
+    pub max_fee: Option<U256>,
+}
+
+/// Bounds of a wait.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct WaitOptions {
+    /// Longest wait; none: until the task ends.
+    pub timeout: Option<Duration>,
+}
+
+/// How long a provider may be unreachable during a wait before the wait fails.
+const PATIENCE: Duration = Duration::from_secs(5 * 60);
+
+impl FineTuning {
+    /// Signs and submits a task. Model, parameters and queue are checked first; the fee is worked out by the provider
+    /// and taken from the sub-account after delivery.
+    ///
+    /// # Errors
+    /// [`Error::UnknownModel`], [`Error::TrainingParameters`], [`Error::AccountMissing`], [`Error::NotAcknowledged`],
+    /// [`Error::QueueNotEmpty`], or the provider's refusal.
+    pub async fn create_task(&self, task: &CreateTask) -> Result<TaskId> {
+        let wallet = self.context.wallet()?;
+        let (user, provider) = (wallet.address(), task.provider);
+        if task.dataset_hash.len() != 66 || task.dataset_hash.parse::<B256>().is_err() {
+            return Err(Error::Argument {
+                name: "dataset",
+                reason: format!(
+                    "`{}` is not a dataset hash; it is 0x and 64 digits, as `upload` prints it",
+                    task.dataset_hash
+                ),
+            });
+        }
+        let service = self.get_service(provider).await?;
+        if !service.tee_signer_acknowledged {
+            return Err(Error::ServiceNotAcknowledged {
+                provider,
+                service: ServiceKind::FineTuning,
+            });
+        }
+        let model_hash = self.model_hash(provider, &task.model).await?;
+        let facts = self.model_facts(Some(provider), &task.model).await?;
+        parse_params(Some(&task.training_params), &facts)?;
+        let account = self.get_account(provider).await?;
+        if !account.acknowledged {
+            return Err(Error::NotAcknowledged {
+                provider,
+                service: ServiceKind::FineTuning,
+            });
+        }
+        if !task.queue {
+            let pending = self.get_pending_task_counter(provider).await?;
+            if pending > 0 {
+                return Err(Error::QueueNotEmpty { pending });
+            }
+        }
+        // Milliseconds with a fixed tail, as all clients make it, and above what the account has seen.
+        let clock = U256::from(Context::now_ms()) * U256::from(10_000u64) + U256::from(40u64);
+        let nonce = clock.max(account.nonce.saturating_add(U256::ONE));
+        let signature = signing::sign_personal(
+            wallet,
+            signing::create_task_hash(user, nonce, &task.dataset_hash),
+        );
+        let request = CreateTaskRequest {
+            user_address: user.to_string(),
+            dataset_hash: task.dataset_hash.clone(),
+            training_params: task.training_params.clone(),
+            pre_trained_model_hash: model_hash.to_string(),
+            fee: task.max_fee.unwrap_or_default().to_string(),
+            nonce: nonce.to_string(),
+            signature,
+            wait: task.queue,
+        };
+        let url = join(&service.url, &format!("/v1/user/{user}/task"));
+        let answer = match self
+            .context
+            .http
+            .post_json("create task", &url, None, &request)
+            .await
+        {
+            Err(Error::ProviderRefused {
+                status: 409,
+                code: Some(code),
+                ..
+            }) if code == "queue_not_empty" => {
+                let pending = self.get_pending_task_counter(provider).await?;
+                return Err(Error::QueueNotEmpty { pending });
+            }
+            other => other?,
+        };
+        let created: CreateTaskResponse = parse_json("create task", &answer.body)?;
+        created
+            .id
+            .parse()
+            .map_err(
+                |error: zerog_protocol::ids::TaskIdError| Error::ProviderAnswer {
+                    operation: "create task",
+                    reason: error.to_string(),
+                },
+            )
+    }
+
+    /// All tasks of the wallet with a provider, newest first.
+    ///
+    /// # Errors
+    /// An unreachable provider.
+    pub async fn list_task(&self, provider: Address) -> Result<Vec<TaskView>> {
+        let user = self.context.user()?;
+        let url = join(
+            &self.get_provider_url(provider).await?,
+            &format!("/v1/user/{user}/task"),
+        );
+        // Some brokers write an empty list as null.
+        let tasks: Option<Vec<TaskView>> =
+            self.context.http.get_json("list tasks", &url, None).await?;
+        Ok(tasks.unwrap_or_default())
+    }
+
+    /// One task, or the newest one.
+    ///
+    /// # Errors
+    /// [`Error::NoTask`] without any task, or the provider's refusal.
+    pub async fn get_task(&self, provider: Address, task: Option<TaskId>) -> Result<TaskView> {
+        let user = self.context.user()?;
+        let base = self.get_provider_url(provider).await?;
+        match task {
+            Some(task) => self.task_at(&base, user, task).await,
+            None => {
+                let url = join(&base, &format!("/v1/user/{user}/task?latest=true"));
+                let tasks: Option<Vec<TaskView>> =
+                    self.context.http.get_json("get task", &url, None).await?;
+                tasks
+                    .unwrap_or_default()
+                    .into_iter()
+                    .next()
+                    .ok_or(Error::NoTask { provider, user })
+            }
+        }
+    }
+
+    async fn task_at(&self, base: &str, user: Address, task: TaskId) -> Result<TaskView> {
+        let url = join(base, &format!("/v1/user/{user}/task/{task}"));
+        self.context.http.get_json("get task", &url, None).await
+    }
+
+    /// Cancels a task that is not trained yet; nothing is charged. Returns the provider's sentence.
+    ///
+    /// # Errors
+    /// The provider's refusal, for example because training is done.
+    pub async fn cancel_task(&self, provider: Address, task: TaskId) -> Result<String> {
+        let wallet = self.context.wallet()?;
+        let url = join(
+            &self.get_provider_url(provider).await?,
+            &format!("/v1/user/{}/task/{task}/cancel", wallet.address()),
+        );
+        let request = CancelTaskRequest {
+            signature: signing::sign_personal(wallet, signing::cancel_task_hash(task)),
+        };
+        let answer = self
+            .context
+            .http
+            .post_json("cancel task", &url, None, &request)
+            .await?;
+        Ok(String::from_utf8_lossy(&answer.body).trim().to_owned())
+    }
+
+    /// The log of a task, or of the newest one.
+    ///
+    /// # Errors
+    /// As [`FineTuning::get_task`].
+    pub async fn get_log(&self, provider: Address, task: Option<TaskId>) -> Result<String> {
+        let user = self.context.user()?;
+        let task = match task {
+            Some(task) => task.to_string(),
+            None => self.get_task(provider, None).await?.id,
+        };
+        let url = join(
+            &self.get_provider_url(provider).await?,
+            &format!("/v1/user/{user}/task/{task}/log"),
+        );
+        self.context
+            .http
+            .get_text("get log", &url, MAX_FILE_BYTES)
+            .await
+    }
+
+    /// Hands out the log as it grows, until the task ends or waits for its user.
+    ///
+    /// # Errors
+    /// As [`FineTuning::get_log`].
+    pub async fn follow_log(
+        &self,
+        provider: Address,
+        task: TaskId,
+        mut on_text: impl FnMut(&str) + Send,
+    ) -> Result<TaskView> {
+        let mut shown = 0;
+        loop {
+            // The state first: what is logged before it is then surely in the text.
+            let view = self.get_task(provider, Some(task)).await?;
+            match self.get_log(provider, Some(task)).await {
+                Ok(log) => {
+                    if let Some(news) = log.get(shown..).filter(|news| !news.is_empty()) {
+                        on_text(news);
+                    }
+                    shown = log.len();
+                }
+                // A task that has not begun may have no log yet.
+                Err(Error::ProviderRefused {
+                    status: 404 | 500, ..
+                }) => {}
+                Err(error) => return Err(error),
+            }
+            if view
+                .state()
+                .is_some_and(|state| state.is_terminal() || state.is_downloadable())
+            {
+                return Ok(view);
+            }
+            tokio::time::sleep(self.context.poll_interval()).await;
+        }
+    }
+
+    /// Waits until the adapter can be downloaded.
+    ///
+    /// # Errors
+    /// [`Error::TaskEnded`] when the task fails or is cancelled, [`Error::Timeout`], or an unreachable provider.
+    pub async fn wait_for_delivery(
+        &self,
+        provider: Address,
+        task: TaskId,
+        options: &WaitOptions,
+        on_progress: impl FnMut(Progress) + Send,
+    ) -> Result<TaskView> {
+        self.wait_for_state(provider, task, TaskState::Delivered, options, on_progress)
+            .await
+    }
+
+    /// Waits until a task is in `target` or a later state, telling every change.
+    ///
+    /// # Errors
+    /// As [`FineTuning::wait_for_delivery`].
+    pub async fn wait_for_state(
+        &self,
+        provider: Address,
+        task: TaskId,
+        target: TaskState,
+        options: &WaitOptions,
+        mut on_progress: impl FnMut(Progress) + Send,
+    ) -> Result<TaskView> {
+        let user = self.context.user()?;
+        let base = self.get_provider_url(provider).await?;
+        let started = Instant::now();
+        let mut last: Option<Progress> = None;
+        let mut last_state = None;
+        let mut unreachable_since: Option<Instant> = None;
+        loop {
+            match self.task_at(&base, user, task).await {
+                Ok(view) => {
+                    unreachable_since = None;
+                    last_state = Some(view.progress.clone());
+                    let news = task_progress(&view);
+                    if last.as_ref() != Some(&news) {
+                        on_progress(news.clone());
+                        last = Some(news);
+                    }
+                    match view.state() {
+                        Some(TaskState::Failed | TaskState::Cancelled) => {
+                            return Err(ended(task, view));
+                        }
+                        Some(state) if rank(state) >= rank(target) => return Ok(view),
+                        _ => {}
+                    }
+                }
+                // Providers restart; a task survives that.
+                Err(error) if error.is_passing() => {
+                    let since = *unreachable_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() > PATIENCE {
+                        return Err(error);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+            if let Some(timeout) = options
+                .timeout
+                .filter(|timeout| started.elapsed() >= *timeout)
+            {
+                let what = format!(
+                    "task {task} to reach {target}; it goes on without you, see `fine-tuning get-task`"
+                );
+                return Err(Error::Timeout {
+                    what,
+                    waited: timeout,
+                    last: last_state,
+                });
+            }
+            tokio::time::sleep(self.context.poll_interval()).await;
+        }
+    }
+}
+
+/// Place in the order of a task's life.
+fn rank(state: TaskState) -> usize {
+    TaskState::ALL
+        .iter()
+        .position(|other| *other == state)
+        .unwrap_or(0)
+}
+
+fn ended(task: TaskId, view: TaskView) -> Error {
+    let reason = view
+        .failure_reason
+        .unwrap_or_else(|| "the provider gave no reason".to_owned());
+    Error::TaskEnded {
+        task,
+        state: view.progress,
+        reason,
+    }
+}
+
+fn task_progress(view: &TaskView) -> Progress {
+    let training: Option<&TrainingProgress> = view.training.as_ref();
+    Progress::Task {
+        state: view.progress.clone(),
+        step: training.map(|training| training.step),
+        total_steps: training.map(|training| training.total_steps),
+        loss: training.and_then(|training| training.loss),
+        eta_s: training.and_then(|training| training.eta_s),
+        queue_position: view.queue_position,
+        stage: view.stage.clone(),
+    }
+}

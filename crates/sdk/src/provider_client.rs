@@ -1,0 +1,527 @@
+//! HTTP to a provider: timeouts, size limits, retries, and errors whatever form they come in.
+//!
+//! Providers of other makers answer failures as JSON, as plain text or with an empty body; all become
+//! [`Error::ProviderRefused`]. Requests that may be repeated safely are repeated when the connection fails or the
+//! provider says to come back later.
+
+use std::time::Duration;
+
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, RETRY_AFTER};
+use reqwest::{Method, Response, StatusCode};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+
+/// Longest wait for a JSON answer; the published clients use the same.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest wait for a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest pause between two pieces of a body.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
+/// A chat answer may take as long as its tokens.
+const CHAT_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+/// Attempts of a request that may be repeated, the first included.
+const ATTEMPTS: u32 = 4;
+/// First pause between attempts; it doubles.
+const FIRST_PAUSE: Duration = Duration::from_millis(300);
+/// Longest pause that a provider may ask for.
+const MAX_PAUSE: Duration = Duration::from_secs(30);
+/// Largest JSON answer in bytes: a list of a few thousand tasks.
+const MAX_JSON_BYTES: usize = 16 * 1024 * 1024;
+/// Largest log or package in bytes.
+pub(crate) const MAX_FILE_BYTES: usize = 256 * 1024 * 1024;
+/// Largest error body that is read, in bytes.
+const MAX_ERROR_BYTES: usize = 64 * 1024;
+/// Longest error text that is shown, in characters.
+const MAX_ERROR_CHARS: usize = 600;
+
+/// A body with its headers.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// Response headers.
+    pub headers: HeaderMap,
+    /// Response body.
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    /// A header's text, if it is there and readable.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+}
+
+/// HTTP client for providers. Clones share connections.
+#[derive(Debug, Clone)]
+pub struct ProviderClient {
+    remote: reqwest::Client,
+    local: reqwest::Client,
+}
+
+/// What a request carries.
+#[derive(Debug, Clone, Default)]
+pub(crate) enum Body {
+    #[default]
+    Empty,
+    /// JSON text and its media type.
+    Json(Vec<u8>),
+}
+
+impl ProviderClient {
+    /// Makes a client and installs the process-wide TLS provider, unless there is one.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when the system's certificate store cannot be used.
+    pub fn new() -> Result<Self> {
+        install_tls();
+        let builder = || {
+            reqwest::Client::builder()
+                .connect_timeout(CONNECT_TIMEOUT)
+                .read_timeout(READ_TIMEOUT)
+                .user_agent(concat!("zerog-sdk/", env!("CARGO_PKG_VERSION")))
+        };
+        let failed = |error: reqwest::Error| Error::Argument {
+            name: "http",
+            reason: describe(&error),
+        };
+        Ok(Self {
+            remote: builder().build().map_err(failed)?,
+            // A proxy of the environment cannot reach this machine's own ports.
+            local: builder().no_proxy().build().map_err(failed)?,
+        })
+    }
+
+    /// GET with retries; the answer as JSON.
+    pub(crate) async fn get_json<T: DeserializeOwned>(
+        &self,
+        operation: &'static str,
+        url: &str,
+        authorization: Option<&str>,
+    ) -> Result<T> {
+        let answer = self
+            .get(operation, url, authorization, MAX_JSON_BYTES)
+            .await?;
+        parse_json(operation, &answer.body)
+    }
+
+    /// GET with retries; the answer as text.
+    pub(crate) async fn get_text(
+        &self,
+        operation: &'static str,
+        url: &str,
+        max_bytes: usize,
+    ) -> Result<String> {
+        let answer = self.get(operation, url, None, max_bytes).await?;
+        Ok(String::from_utf8_lossy(&answer.body).into_owned())
+    }
+
+    /// GET with retries; headers and body.
+    pub(crate) async fn get(
+        &self,
+        operation: &'static str,
+        url: &str,
+        authorization: Option<&str>,
+        max_bytes: usize,
+    ) -> Result<Answer> {
+        let mut pause = FIRST_PAUSE;
+        let mut attempt = 1;
+        loop {
+            let outcome = async {
+                let response = self
+                    .send(
+                        Method::GET,
+                        operation,
+                        url,
+                        authorization,
+                        Body::Empty,
+                        REQUEST_TIMEOUT,
+                    )
+                    .await?;
+                read_body(operation, url, response, max_bytes).await
+            }
+            .await;
+            match outcome {
+                Err(error) if attempt < ATTEMPTS && error.is_passing() => {
+                    tracing::debug!(operation, attempt, %error, "request failed, trying again");
+                    tokio::time::sleep(pause_for(&error, pause)).await;
+                    pause = (pause * 2).min(MAX_PAUSE);
+                    attempt += 1;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// POST of JSON without repetition, except when the provider refused because of its rate limit (the request was
+    /// not worked on then).
+    pub(crate) async fn post_json(
+        &self,
+        operation: &'static str,
+        url: &str,
+        authorization: Option<&str>,
+        body: &impl serde::Serialize,
+    ) -> Result<Answer> {
+        let body = serde_json::to_vec(body).expect("request bodies are plain data");
+        self.post_bytes(operation, url, authorization, &body, REQUEST_TIMEOUT)
+            .await
+    }
+
+    /// As [`ProviderClient::post_json`] with the exact bytes of the body, for requests that are signed or hashed.
+    pub(crate) async fn post_bytes(
+        &self,
+        operation: &'static str,
+        url: &str,
+        authorization: Option<&str>,
+        body: &[u8],
+        timeout: Duration,
+    ) -> Result<Answer> {
+        let mut attempt = 1;
+        loop {
+            let sent = self
+                .send(
+                    Method::POST,
+                    operation,
+                    url,
+                    authorization,
+                    Body::Json(body.to_vec()),
+                    timeout,
+                )
+                .await;
+            match sent {
+                Ok(response) => return read_body(operation, url, response, MAX_JSON_BYTES).await,
+                Err(
+                    error @ Error::ProviderRefused {
+                        status: 429 | 503,
+                        retry_after_s: Some(_),
+                        ..
+                    },
+                ) if attempt < ATTEMPTS => {
+                    tokio::time::sleep(pause_for(&error, FIRST_PAUSE)).await;
+                    attempt += 1;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// POST of a chat request; may take minutes.
+    pub(crate) async fn post_chat(
+        &self,
+        url: &str,
+        authorization: &str,
+        body: &[u8],
+    ) -> Result<Answer> {
+        self.post_bytes("chat", url, Some(authorization), body, CHAT_TIMEOUT)
+            .await
+    }
+
+    /// POST of a multipart form, once.
+    pub(crate) async fn post_form(
+        &self,
+        operation: &'static str,
+        url: &str,
+        form: reqwest::multipart::Form,
+        timeout: Duration,
+    ) -> Result<Answer> {
+        let sent = self
+            .client(url)
+            .post(url)
+            .timeout(timeout)
+            .multipart(form)
+            .send()
+            .await;
+        let response = check(operation, url, sent).await?;
+        read_body(operation, url, response, MAX_JSON_BYTES).await
+    }
+
+    /// One POST whose answer is streamed, from byte `from` on; any of 200, 206 and 416 is a success here.
+    pub(crate) async fn post_range(
+        &self,
+        operation: &'static str,
+        url: &str,
+        body: &impl serde::Serialize,
+        from: u64,
+    ) -> Result<Response> {
+        let mut request = self.client(url).post(url).json(body);
+        if from > 0 {
+            request = request.header("range", format!("bytes={from}-"));
+        }
+        let response = request
+            .send()
+            .await
+            .map_err(|error| unreachable(url, &error))?;
+        if response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
+            return Ok(response);
+        }
+        refuse_failure(operation, response).await
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        operation: &'static str,
+        url: &str,
+        authorization: Option<&str>,
+        body: Body,
+        timeout: Duration,
+    ) -> Result<Response> {
+        let mut request = self.client(url).request(method, url).timeout(timeout);
+        if let Some(value) = authorization {
+            request = request.header(AUTHORIZATION, value);
+        }
+        if let Body::Json(body) = body {
+            request = request.header(CONTENT_TYPE, "application/json").body(body);
+        }
+        check(operation, url, request.send().await).await
+    }
+
+    fn client(&self, url: &str) -> &reqwest::Client {
+        if is_loopback(url) {
+            &self.local
+        } else {
+            &self.remote
+        }
+    }
+}
+
+/// Installs the TLS provider of this process; an earlier choice of the binary stands.
+pub(crate) fn install_tls() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+/// Whether a URL names this machine.
+pub(crate) fn is_loopback(url: &str) -> bool {
+    let Ok(url) = reqwest::Url::parse(url) else {
+        return false;
+    };
+    match url.host_str() {
+        Some("localhost") => true,
+        Some(host) => {
+            let host = host.trim_start_matches('[').trim_end_matches(']');
+            host.parse::<std::net::IpAddr>()
+                .is_ok_and(|address| address.is_loopback())
+        }
+        None => false,
+    }
+}
+
+/// Path below a service's base URL, whichever way the base ends.
+pub(crate) fn join(base: &str, path: &str) -> String {
+    format!(
+        "{}/{}",
+        base.trim_end_matches('/'),
+        path.trim_start_matches('/')
+    )
+}
+
+/// Parses an answer, naming the request when it does not fit.
+pub(crate) fn parse_json<T: DeserializeOwned>(operation: &'static str, body: &[u8]) -> Result<T> {
+    serde_json::from_slice(body).map_err(|error| Error::ProviderAnswer {
+        operation,
+        reason: error.to_string(),
+    })
+}
+
+/// How long a failed request should wait.
+pub(crate) fn pause_for(error: &Error, otherwise: Duration) -> Duration {
+    match error {
+        Error::ProviderRefused {
+            retry_after_s: Some(seconds),
+            ..
+        } => Duration::from_secs(*seconds).min(MAX_PAUSE),
+        _ => otherwise,
+    }
+}
+
+/// A broken connection as an error of the SDK.
+pub(crate) fn unreachable(url: &str, error: &reqwest::Error) -> Error {
+    Error::ProviderUnreachable {
+        url: without_query(url),
+        reason: describe(error),
+    }
+}
+
+async fn check(
+    operation: &'static str,
+    url: &str,
+    sent: reqwest::Result<Response>,
+) -> Result<Response> {
+    refuse_failure(operation, sent.map_err(|error| unreachable(url, &error))?).await
+}
+
+async fn refuse_failure(operation: &'static str, response: Response) -> Result<Response> {
+    let status = response.status();
+    if status.is_success() {
+        return Ok(response);
+    }
+    let retry_after_s = response
+        .headers()
+        .get(RETRY_AFTER)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|text| text.trim().parse().ok());
+    let body = read_at_most(response, MAX_ERROR_BYTES).await;
+    let (message, code) = error_text(status, &body);
+    Err(Error::ProviderRefused {
+        operation,
+        status: status.as_u16(),
+        code,
+        message,
+        retry_after_s,
+    })
+}
+
+/// The text and stable code of an error body: `{"error": "text", "code"}`, OpenAI's `{"error": {"message", "code"}}`,
+/// plain text, or nothing.
+pub(crate) fn error_text(status: StatusCode, body: &[u8]) -> (String, Option<String>) {
+    let phrase = || {
+        status
+            .canonical_reason()
+            .unwrap_or("no explanation")
+            .to_owned()
+    };
+    let text_of = |value: &Value| value.as_str().map(str::to_owned);
+    if let Ok(Value::Object(members)) = serde_json::from_slice::<Value>(body) {
+        let code = members.get("code").and_then(text_of);
+        let (message, inner) = match members.get("error") {
+            Some(Value::String(text)) => (Some(text.clone()), None),
+            Some(Value::Object(inner)) => (
+                inner.get("message").and_then(text_of),
+                inner.get("code").and_then(text_of),
+            ),
+            _ => (members.get("message").and_then(text_of), None),
+        };
+        return (shortened(&message.unwrap_or_else(phrase)), code.or(inner));
+    }
+    let text = String::from_utf8_lossy(body);
+    let text = text.trim();
+    // A page of HTML explains nothing.
+    let message = if text.is_empty() || text.starts_with('<') {
+        phrase()
+    } else {
+        shortened(text)
+    };
+    (message, None)
+}
+
+/// Texts of a provider are printed: control characters go, and length is bounded.
+fn shortened(text: &str) -> String {
+    text.trim()
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(MAX_ERROR_CHARS)
+        .collect()
+}
+
+async fn read_body(
+    operation: &'static str,
+    url: &str,
+    mut response: Response,
+    max_bytes: usize,
+) -> Result<Answer> {
+    let headers = response.headers().clone();
+    let mut body = Vec::new();
+    while let Some(chunk) = response
+        .chunk()
+        .await
+        .map_err(|error| unreachable(url, &error))?
+    {
+        if body.len() + chunk.len() > max_bytes {
+            return Err(Error::ProviderAnswer {
+                operation,
+                reason: format!("more than {max_bytes} bytes"),
+            });
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(Answer { headers, body })
+}
+
+async fn read_at_most(mut response: Response, max_bytes: usize) -> Vec<u8> {
+    let mut body = Vec::new();
+    while let Ok(Some(chunk)) = response.chunk().await {
+        let room = max_bytes - body.len();
+        body.extend_from_slice(&chunk[..chunk.len().min(room)]);
+        if body.len() >= max_bytes {
+            break;
+        }
+    }
+    body
+}
+
+fn without_query(url: &str) -> String {
+    url.split(['?', '#']).next().unwrap_or(url).to_owned()
+}
+
+/// The innermost reason of a transport error, which names the actual trouble.
+fn describe(error: &reqwest::Error) -> String {
+    let mut reason: &dyn std::error::Error = error;
+    while let Some(source) = reason.source() {
+        reason = source;
+    }
+    if error.is_timeout() {
+        "no answer in time".to_owned()
+    } else {
+        reason.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn error_bodies_of_every_kind_give_one_text() {
+        let not_found = StatusCode::NOT_FOUND;
+        let cases: [(&str, &str, Option<&str>); 7] = [
+            (
+                r#"{"error":"no such task","code":"task_not_found"}"#,
+                "no such task",
+                Some("task_not_found"),
+            ),
+            (
+                r#"{"error":{"message":"too many","code":"rate_limit"}}"#,
+                "too many",
+                Some("rate_limit"),
+            ),
+            (r#"{"message":"hm"}"#, "hm", None),
+            ("404 page not found", "404 page not found", None),
+            ("", "Not Found", None),
+            ("<html><body>gateway</body></html>", "Not Found", None),
+            ("bell\u{7} and\nnewline", "bell  and newline", None),
+        ];
+        for (body, message, code) in cases {
+            assert_eq!(
+                error_text(not_found, body.as_bytes()),
+                (message.to_owned(), code.map(str::to_owned)),
+                "{body}"
+            );
+        }
+        assert_eq!(
+            error_text(not_found, "x".repeat(5000).as_bytes()).0.len(),
+            MAX_ERROR_CHARS
+        );
+    }
+
+    #[test]
+    fn paths_join_with_and_without_slashes() {
+        for base in ["http://h:1", "http://h:1/", "http://h:1//"] {
+            assert_eq!(join(base, "/v1/quote"), "http://h:1/v1/quote");
+        }
+    }
+
+    #[test]
+    fn loopback_is_recognised() {
+        for url in [
+            "http://127.0.0.1:3080",
+            "http://localhost:1/x",
+            "http://[::1]:9",
+        ] {
+            assert!(is_loopback(url), "{url}");
+        }
+        for url in ["http://10.0.0.1", "https://example.com", "not a url"] {
+            assert!(!is_loopback(url), "{url}");
+        }
+    }
+}
