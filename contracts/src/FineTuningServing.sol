@@ -579,7 +579,7 @@ contract FineTuningServing is SubAccounts {
         summary.acknowledged = account.acknowledged;
     }
 
-    function _accountPage(bytes32[] storage keys, uint256 offset, uint256 limit)
+    function _accountPage(KeyList storage keys, uint256 offset, uint256 limit)
         private
         view
         returns (AccountSummary[] memory accounts, uint256 total)
@@ -588,7 +588,7 @@ contract FineTuningServing is SubAccounts {
         (uint256 start, uint256 end) = _page(offset, limit, total);
         accounts = new AccountSummary[](end - start);
         for (uint256 i = start; i < end; ++i) {
-            accounts[i - start] = _summary(_accounts[keys[i]]);
+            accounts[i - start] = _summary(_accounts[keys.items[i]]);
         }
     }
 

@@ -415,7 +415,7 @@ contract InferenceServing is SubAccounts {
         result.revokedBitmap = _revokedBitmaps[_key(result.user, result.provider)];
     }
 
-    function _accountPage(bytes32[] storage keys, uint256 offset, uint256 limit)
+    function _accountPage(KeyList storage keys, uint256 offset, uint256 limit)
         private
         view
         returns (Account[] memory accounts, uint256 total)
@@ -424,7 +424,7 @@ contract InferenceServing is SubAccounts {
         (uint256 start, uint256 end) = _page(offset, limit, total);
         accounts = new Account[](end - start);
         for (uint256 i = start; i < end; ++i) {
-            accounts[i - start] = _view(_accounts[keys[i]]);
+            accounts[i - start] = _view(_accounts[keys.items[i]]);
         }
     }
 

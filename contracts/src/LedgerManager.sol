@@ -53,7 +53,9 @@ contract LedgerManager is Owned, InitializedOnce, ReentrancyGuard, ILedger {
     uint256 private constant ERC165_GAS = 30_000;
 
     mapping(address user => Record) private _records;
-    address[] private _users;
+    /// Entries from `_userCount` on are leftovers.
+    mapping(uint256 index => address) private _users;
+    uint256 private _userCount;
     mapping(address user => mapping(address service => ProviderEntry[MAX_PROVIDERS_PER_USER_PER_SERVICE]))
         private _providers;
 
@@ -310,7 +312,7 @@ contract LedgerManager is Owned, InitializedOnce, ReentrancyGuard, ILedger {
         view
         returns (Ledger[] memory ledgers, uint256 total)
     {
-        total = _users.length;
+        total = _userCount;
         if (limit == 0 || limit > MAX_PAGE) limit = MAX_PAGE;
         uint256 start = offset < total ? offset : total;
         uint256 end = total - start < limit ? total : start + limit;
@@ -436,8 +438,9 @@ contract LedgerManager is Owned, InitializedOnce, ReentrancyGuard, ILedger {
         Record storage record = _records[user];
         record.available = _toUint128(value);
         record.total = uint128(value);
-        _users.push(user);
-        record.position = _users.length;
+        uint256 position = ++_userCount;
+        _users[position - 1] = user;
+        record.position = position;
         emit FundDeposited(user, msg.sender, value);
     }
 
@@ -445,13 +448,13 @@ contract LedgerManager is Owned, InitializedOnce, ReentrancyGuard, ILedger {
     function _remove(address user) private {
         Record storage record = _records[user];
         uint256 position = record.position;
-        uint256 last = _users.length;
+        uint256 last = _userCount;
         if (position != last) {
             address moved = _users[last - 1];
             _users[position - 1] = moved;
             _records[moved].position = position;
         }
-        _users.pop();
+        _userCount = last - 1;
         record.position = 0;
         if (bytes(record.additionalInfo).length != 0) delete record.additionalInfo;
 
@@ -469,8 +472,12 @@ contract LedgerManager is Owned, InitializedOnce, ReentrancyGuard, ILedger {
         uint256 kept;
         for (uint256 i = 0; i < count; ++i) {
             address provider = entries[i].provider;
+            uint256 gasBefore = gasleft();
             try IServing(service).deleteAccount(user, provider) {}
             catch {
+                // A call that runs out of gas leaves 1/64 behind. That is the sender's shortage and no
+                // fault of the service; without this, a tight gas estimate would skip the deletion.
+                if (gasleft() < gasBefore / 32) revert CallFailed();
                 entries[kept++].provider = provider;
             }
         }

@@ -46,6 +46,13 @@ abstract contract SubAccounts is Owned, InitializedOnce, ReentrancyGuard, IServi
         string additionalInfo;
     }
 
+    /// Entries from `length` on are leftovers: clearing them would cost more than a fixed gas limit
+    /// of the Python client leaves.
+    struct KeyList {
+        uint256 length;
+        mapping(uint256 position => bytes32) items;
+    }
+
     uint256 public constant MIN_LOCKTIME = 1 hours;
     uint256 public constant MAX_LOCKTIME = 7 days;
     uint256 public constant MIN_PROVIDER_STAKE = 100 ether;
@@ -61,8 +68,8 @@ abstract contract SubAccounts is Owned, InitializedOnce, ReentrancyGuard, IServi
     address public ledgerAddress;
 
     mapping(bytes32 key => SubAccount) internal _accounts;
-    bytes32[] internal _keys;
-    mapping(address provider => bytes32[]) internal _keysOfProvider;
+    KeyList internal _keys;
+    mapping(address provider => KeyList) internal _keysOfProvider;
     mapping(address provider => uint256) private _stakes;
 
     event BalanceUpdated(
@@ -166,8 +173,8 @@ abstract contract SubAccounts is Owned, InitializedOnce, ReentrancyGuard, IServi
         account.providerPosition = uint32(_keysOfProvider[provider].length);
         // An empty text is already what the storage holds.
         if (bytes(additionalInfo).length != 0) account.additionalInfo = additionalInfo;
-        _keys.push(key);
-        _keysOfProvider[provider].push(key);
+        _appendKey(_keys, key);
+        _appendKey(_keysOfProvider[provider], key);
         emit BalanceUpdated(user, provider, msg.value, 0);
     }
 
@@ -389,16 +396,22 @@ abstract contract SubAccounts is Owned, InitializedOnce, ReentrancyGuard, IServi
         return uint112(value);
     }
 
-    /// Swap with the last and pop.
-    function _removeKey(bytes32[] storage keys, uint256 position, bool ofProvider) private {
+    function _appendKey(KeyList storage keys, bytes32 key) private {
+        uint256 length = keys.length;
+        keys.items[length] = key;
+        keys.length = length + 1;
+    }
+
+    /// The last key takes the place of the removed one.
+    function _removeKey(KeyList storage keys, uint256 position, bool ofProvider) private {
         uint256 last = keys.length - 1;
         if (position != last) {
-            bytes32 moved = keys[last];
-            keys[position] = moved;
+            bytes32 moved = keys.items[last];
+            keys.items[position] = moved;
             if (ofProvider) _accounts[moved].providerPosition = uint32(position);
             else _accounts[moved].position = uint32(position);
         }
-        keys.pop();
+        keys.length = last;
     }
 
     function _requirePair(address user, address provider) private pure {

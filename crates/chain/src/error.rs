@@ -89,6 +89,16 @@ pub enum ChainError {
         /// Time waited.
         waited: Duration,
     },
+    /// The endpoint stopped answering while a transaction was sent; it may or may not be mined.
+    #[error(
+        "the chain endpoint stopped answering while transaction {hash} was sent; look it up before sending again: {reason}"
+    )]
+    SendUncertain {
+        /// Transaction hash.
+        hash: B256,
+        /// Last failure.
+        reason: String,
+    },
     /// The account cannot pay value and gas.
     #[error("account {address} has not enough coins for this transaction and its gas: {message}")]
     InsufficientFunds {

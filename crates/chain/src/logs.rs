@@ -237,7 +237,13 @@ impl LogFollower {
         let mut events = Vec::new();
         loop {
             let to = latest.min(from + self.options.span_blocks.max(1) - 1);
-            for log in self.read(from, to).await? {
+            let logs = match self.read(from, to).await {
+                Ok(logs) => logs,
+                // What was read so far counts as reported; the next poll meets the error again.
+                Err(_) if !events.is_empty() => break,
+                Err(error) => return Err(error),
+            };
+            for log in logs {
                 let key = (log.block_hash, log.log_index);
                 if self.reported.insert(key, log.block_number).is_some() {
                     continue;

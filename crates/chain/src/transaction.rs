@@ -333,6 +333,13 @@ impl Sender {
                     nonces.after_last = None;
                     nonce_retries += 1;
                 }
+                Err(error @ ChainError::Unreachable { .. }) => {
+                    let reason = error.to_string();
+                    return Err(ChainError::SendUncertain {
+                        hash: prepared.hash,
+                        reason,
+                    });
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -346,7 +353,7 @@ impl Sender {
         let mut last_offer = Instant::now();
         loop {
             for prepared in &attempts {
-                if let Some(receipt) = receipt(&self.rpc, prepared.hash).await? {
+                if let Some(receipt) = look(&self.rpc, prepared.hash).await? {
                     return succeeded(&self.rpc, receipt).await;
                 }
             }
@@ -554,6 +561,18 @@ pub(crate) async fn receipt(rpc: &Rpc, hash: B256) -> Result<Option<Receipt>, Ch
     Ok(receipt.map(Into::into))
 }
 
+/// The receipt, where an endpoint that fails for a while only means "not yet": the transaction is
+/// out, and the wait has its own limit.
+async fn look(rpc: &Rpc, hash: B256) -> Result<Option<Receipt>, ChainError> {
+    match receipt(rpc, hash).await {
+        Err(error) if error.is_retryable() => {
+            tracing::debug!(%error, transaction.hash = %hash, "no receipt could be read");
+            Ok(None)
+        }
+        other => other,
+    }
+}
+
 pub(crate) async fn wait(
     rpc: &Rpc,
     hash: B256,
@@ -562,7 +581,7 @@ pub(crate) async fn wait(
     let started = Instant::now();
     let poll = poll_interval(rpc, options);
     loop {
-        if let Some(receipt) = receipt(rpc, hash).await? {
+        if let Some(receipt) = look(rpc, hash).await? {
             return succeeded(rpc, receipt).await;
         }
         if started.elapsed() >= options.receipt_timeout {

@@ -1,7 +1,7 @@
 use serde_json::json;
 use zerog_chain::logs::{ChainEvent, FollowOptions, LogFollower, ServiceEvent, ServiceKind};
 
-use crate::support::{FINE_TUNING, INFERENCE, PROVIDER, TEE, USER, World, milli, og, root};
+use crate::support::{INFERENCE, PROVIDER, USER, World, milli, og, root};
 
 fn events(found: &[ChainEvent]) -> Vec<&ServiceEvent> {
     found.iter().map(|found| &found.event).collect()
@@ -150,7 +150,6 @@ async fn a_reorganisation_loses_nothing() {
         .abandon_deliverable(user, "kept")
         .await
         .unwrap();
-    client.ledger().address();
     let found = follower.poll().await.unwrap();
     assert!(
         matches!(
@@ -159,5 +158,4 @@ async fn a_reorganisation_loses_nothing() {
         ),
         "{found:?}"
     );
-    let _ = (FINE_TUNING, TEE);
 }

@@ -16,7 +16,7 @@ async fn within(world: &World, account: usize, name: &str, limit: u64, call: Con
         needed < limit,
         "{name} needs a gas limit of {needed}, the Python client grants {limit}"
     );
-    world.send(account, call).await.unwrap();
+    world.send_with_gas_limit(account, call, limit).await;
     needed
 }
 
@@ -252,6 +252,74 @@ async fn leaving_with_a_sub_account_in_each_service_fits() {
     )
     .await;
     assert_eq!(ledger.account(user).await.unwrap(), None);
+    assert!(
+        !world
+            .client(USER)
+            .fine_tuning()
+            .account_exists(user, provider)
+            .await
+            .unwrap()
+    );
+    assert!(
+        !world
+            .client(USER)
+            .inference()
+            .account_exists(user, provider)
+            .await
+            .unwrap()
+    );
+}
+
+/// The estimate covers the deletions: a client that adds no margin loses none of them.
+#[tokio::test]
+async fn the_estimate_of_leaving_covers_every_deletion() {
+    let world = World::funded().await;
+    let (user, provider) = (world.address(USER), world.address(PROVIDER));
+    let ledger = world.client(USER).ledger();
+    ledger
+        .update_additional_info(&"a long text about me; ".repeat(100))
+        .await
+        .unwrap();
+    ledger
+        .transfer_fund(Address::repeat_byte(0xb1), FINE_TUNING, og(1))
+        .await
+        .unwrap();
+    for _ in 0..2 {
+        ledger
+            .retrieve_fund(&[provider, Address::repeat_byte(0xb1)], FINE_TUNING)
+            .await
+            .unwrap();
+        ledger.retrieve_fund(&[provider], INFERENCE).await.unwrap();
+        world.advance(LOCK_TIME_S);
+    }
+    let leave = calls::ledger::refund(ledger.address(), og(50));
+    let needed = world.gas_needed(USER, &leave);
+    world.send_with_gas_limit(USER, leave, needed).await;
+    assert_eq!(ledger.account(user).await.unwrap(), None);
+    assert!(
+        world
+            .client(USER)
+            .fine_tuning()
+            .accounts()
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    assert!(
+        !world
+            .client(USER)
+            .inference()
+            .account_exists(user, provider)
+            .await
+            .unwrap()
+    );
+    assert!(
+        ledger
+            .providers(user, FINE_TUNING)
+            .await
+            .unwrap()
+            .is_empty()
+    );
 }
 
 #[tokio::test]

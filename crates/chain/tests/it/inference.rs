@@ -5,8 +5,8 @@ use zerog_chain::{
 };
 
 use crate::support::{
-    INFERENCE, OWNER, PROVIDER, TEE, USER, World, inference_digest, inference_service, milli, og,
-    refusal, refused, sign,
+    INFERENCE, OWNER, PROVIDER, TEE, USER, World, inference_digest, inference_service, og, refusal,
+    refused, sign,
 };
 
 /// Published settlement vector: signature, logs and balance.
@@ -32,7 +32,7 @@ async fn the_published_settlement_vector_is_accepted() {
         signature: sign(TEE, inference_digest(&item, inference.address())),
         ..item
     };
-    assert_eq!(item.signature, signature);
+    assert_eq!(item.signature.as_ref(), signature);
     let call =
         calls::inference::settle_fees_with_tee(inference.address(), std::slice::from_ref(&item));
     assert_eq!(call.data.len(), 420);
@@ -417,5 +417,4 @@ async fn a_provider_asks_for_many_users_at_once() {
             .unwrap(),
         None
     );
-    let _ = milli(0);
 }

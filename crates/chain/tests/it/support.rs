@@ -1,6 +1,8 @@
 //! A chain with all contracts, and what several tests do with it.
 
 use alloy::signers::{SignerSync, local::PrivateKeySigner};
+use alloy_consensus::{SignableTransaction, TxEnvelope, TxLegacy};
+use alloy_eips::eip2718::Encodable2718;
 use alloy_primitives::{Address, B256, Bytes, U256, keccak256};
 use alloy_sol_types::{SolStruct, eip712_domain, sol};
 use serde_json::json;
@@ -110,6 +112,34 @@ impl World {
         });
         let gas = self.chain.request("eth_estimateGas", &[request]).unwrap();
         u64::from_str_radix(gas.as_str().unwrap().trim_start_matches("0x"), 16).unwrap()
+    }
+
+    /// Sends with exactly this gas limit, as clients do that do not estimate.
+    pub(crate) async fn send_with_gas_limit(
+        &self,
+        account: usize,
+        call: ContractCall,
+        gas_limit: u64,
+    ) {
+        let client = self.client(account);
+        let transaction = TxLegacy {
+            chain_id: Some(31337),
+            nonce: client.pending_nonce().await.unwrap(),
+            gas_price: client.gas_price().await.unwrap(),
+            gas_limit,
+            to: call.to.into(),
+            value: call.value,
+            input: call.data,
+        };
+        let signature = key(ACCOUNTS[account].private_key)
+            .sign_hash_sync(&transaction.signature_hash())
+            .unwrap();
+        let raw = TxEnvelope::Legacy(transaction.into_signed(signature)).encoded_2718();
+        let hash = self.chain.send_raw_transaction(&raw).unwrap();
+        client
+            .wait(hash)
+            .await
+            .unwrap_or_else(|error| panic!("{}: {error}", call.name));
     }
 
     pub(crate) async fn send(
