@@ -38,6 +38,14 @@ pub(crate) fn documents(seed: u64, count: usize) -> Vec<Document> {
     (0..count).map(|_| writer.document()).collect()
 }
 
+/// Chats about words that nobody knows, put together from `pieces` of the vocabulary: said
+/// after someone, taken as names, asked for. They teach every token of the vocabulary, which
+/// the small world alone does not use, so that tuning can put any word into an answer.
+pub(crate) fn strange_words(seed: u64, count: usize, pieces: &[String]) -> Vec<Document> {
+    let mut writer = Writer(ChaCha8Rng::seed_from_u64(seed));
+    (0..count).map(|_| writer.strange_chat(pieces)).collect()
+}
+
 struct Writer(ChaCha8Rng);
 
 /// A question and its answer.
@@ -895,6 +903,105 @@ impl Writer {
         for index in &order[..1 + self.below(2)] {
             let (_, asked, answered) = &facts[*index];
             push(&mut turns, asked.clone(), answered.clone());
+        }
+        Document::Chat { messages: turns }
+    }
+
+    fn strange_word(&mut self, pieces: &[String]) -> String {
+        (0..1 + self.below(3))
+            .map(|_| self.of(pieces).as_str())
+            .collect()
+    }
+
+    fn strange_chat(&mut self, pieces: &[String]) -> Document {
+        let mut turns = Vec::new();
+        for _ in 0..1 + self.below(4) {
+            let word = self.strange_word(pieces);
+            let name = capital(&word);
+            let (colour, price) = (
+                self.pick(&[
+                    "red", "blue", "green", "yellow", "white", "black", "brown", "grey",
+                ]),
+                self.pick(NUMBERS),
+            );
+            let owner = self.given_name();
+            let values = [
+                ("w", word.as_str()),
+                ("n", name.as_str()),
+                ("c", colour),
+                ("p", price),
+                ("o", owner),
+            ];
+            let (asked, answered) = match self.below(12) {
+                0..=3 => {
+                    let words: Vec<String> = (0..1 + self.below(5))
+                        .map(|_| self.strange_word(pieces))
+                        .collect();
+                    let words = words.join(" ");
+                    let values = [("w", words.as_str())];
+                    (
+                        self.fill(
+                            &[
+                                "Say {w}.",
+                                "Repeat after me: {w}.",
+                                "Please say {w}.",
+                                "Write {w}.",
+                            ],
+                            &values,
+                        ),
+                        format!("{words}."),
+                    )
+                }
+                4 => (
+                    self.fill(
+                        &["My name is {n}.", "I am {n}.", "Hello, I am {n}."],
+                        &values,
+                    ),
+                    format!("Hello, {name}! It is nice to meet you."),
+                ),
+                5 => (
+                    self.fill(&["The {w} is {c}. What colour is the {w}?"], &values),
+                    format!("The {word} is {colour}."),
+                ),
+                6 => (
+                    self.fill(&["The {w} costs {p} coins. How much is the {w}?"], &values),
+                    format!("The {word} costs {price} coins."),
+                ),
+                7 => (
+                    self.fill(&["{o} has a {w}. What does {o} have?"], &values),
+                    format!("{owner} has a {word}."),
+                ),
+                8 => (
+                    self.fill(&["{o} lives in {n}. Where does {o} live?"], &values),
+                    format!("{owner} lives in {name}."),
+                ),
+                _ => (
+                    self.ask(
+                        &[
+                            "What is {n}?",
+                            "What is a {w}?",
+                            "Who is {n}?",
+                            "Where is {n}?",
+                            "How much is the {n}?",
+                            "What does the {n} cost?",
+                            "Where can I find a {w}?",
+                            "What colour is the {w}?",
+                            "How do I get to {n}?",
+                            "Who lives in {n}?",
+                            "What does {n} like?",
+                            "Is the {w} open?",
+                        ],
+                        &values,
+                    ),
+                    self.pick(&[
+                        "I am sorry, I do not know that.",
+                        "I do not know that. I only know a small world.",
+                        "I do not know. Please ask someone who knows.",
+                    ])
+                    .to_owned(),
+                ),
+            };
+            push(&mut turns, asked, answered);
         }
         Document::Chat { messages: turns }
     }

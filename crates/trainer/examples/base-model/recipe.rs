@@ -36,6 +36,11 @@ pub(crate) struct Recipe {
     pub(crate) warmup_steps: u64,
     pub(crate) weight_decay: f64,
     pub(crate) checkpoint_every_steps: u64,
+    /// Steps after the first ones, with chats about strange words mixed in.
+    pub(crate) word_steps: u64,
+    pub(crate) word_documents: usize,
+    pub(crate) word_documents_per_step: u64,
+    pub(crate) word_learning_rate: f64,
 }
 
 impl Default for Recipe {
@@ -55,6 +60,10 @@ impl Default for Recipe {
             warmup_steps: 60,
             weight_decay: 0.05,
             checkpoint_every_steps: 100,
+            word_steps: 400,
+            word_documents: 10_000,
+            word_documents_per_step: 24,
+            word_learning_rate: 1.5e-3,
         }
     }
 }
@@ -80,13 +89,18 @@ impl Recipe {
         }
     }
 
-    /// Warm-up, then a cosine down to a tenth of the peak.
+    /// In both parts: warm-up, then a cosine down to a tenth of the peak.
     fn learning_rate(&self, step: u64) -> f64 {
-        if step < self.warmup_steps {
-            return self.learning_rate * (step + 1) as f64 / self.warmup_steps as f64;
+        let (peak, step, steps) = match step.checked_sub(self.steps) {
+            None => (self.learning_rate, step, self.steps),
+            Some(step) => (self.word_learning_rate, step, self.word_steps),
+        };
+        let warmup_steps = self.warmup_steps.min(steps / 4).max(1);
+        if step < warmup_steps {
+            return peak * (step + 1) as f64 / warmup_steps as f64;
         }
-        let progress = (step - self.warmup_steps) as f64 / (self.steps - self.warmup_steps) as f64;
-        self.learning_rate * (0.1 + 0.45 * (1.0 + (std::f64::consts::PI * progress).cos()))
+        let progress = (step - warmup_steps) as f64 / (steps - warmup_steps).max(1) as f64;
+        peak * (0.1 + 0.45 * (1.0 + (std::f64::consts::PI * progress).cos()))
     }
 }
 
@@ -108,10 +122,14 @@ pub(crate) fn train(recipe: &Recipe, work: &Path, output: &Path) -> Result<(), B
     let corpus_sha256 = hex::encode(Sha256::digest(corpus_text(&documents)?));
     tokenizer::train(&documents, recipe.vocabulary, output)?;
     let tokenizer = Tokenizer::from_dir(output)?;
-    let examples = documents
-        .into_iter()
-        .map(|document| example(&tokenizer, document))
-        .collect::<Result<Vec<_>, _>>()?;
+    let examples = rendered(&tokenizer, documents)?;
+    let words = corpus::strange_words(
+        recipe.seed,
+        recipe.word_documents,
+        &word_pieces(&tokenizer)?,
+    );
+    let words_sha256 = hex::encode(Sha256::digest(corpus_text(&words)?));
+    let words = rendered(&tokenizer, words)?;
 
     let base = BaseModel::init_random(recipe.config(), recipe.seed)?;
     let mut model = TrainableModel::full(&base, recipe.seed);
@@ -120,17 +138,23 @@ pub(crate) fn train(recipe: &Recipe, work: &Path, output: &Path) -> Result<(), B
         model.import_state(&std::fs::read(&checkpoint)?)?;
         eprintln!("continuing after step {}", model.updates());
     }
-    let mut order = Order::new(
-        examples.len(),
-        u64::MAX / examples.len() as u64,
-        recipe.seed,
-    );
+    // One pass is never enough, and the run ends by steps.
+    let endless = |count: usize| Order::new(count, u64::MAX / count as u64, recipe.seed);
+    let (mut order, mut word_order) = (endless(examples.len()), endless(words.len()));
     let started = Instant::now();
     let mut losses: Vec<f64> = Vec::new();
     let mut tokens = 0;
-    for step in model.updates()..recipe.steps {
-        let chosen = order.of_step(step, recipe.documents_per_step);
-        let packs = pack(chosen.iter().map(|index| &examples[*index]), PACK_TOKENS);
+    for step in model.updates()..recipe.steps + recipe.word_steps {
+        let mut chosen: Vec<&Example> = order
+            .of_step(step, recipe.documents_per_step)
+            .into_iter()
+            .map(|index| &examples[index])
+            .collect();
+        if let Some(step) = step.checked_sub(recipe.steps) {
+            let more = word_order.of_step(step, recipe.word_documents_per_step);
+            chosen.extend(more.into_iter().map(|index| &words[index]));
+        }
+        let packs = pack(chosen, PACK_TOKENS);
         let loss = update(&mut model, recipe, step, &packs)?;
         tokens += packs.iter().map(|pack| pack.tokens.len()).sum::<usize>();
         losses.push(loss.mean());
@@ -154,6 +178,7 @@ pub(crate) fn train(recipe: &Recipe, work: &Path, output: &Path) -> Result<(), B
         "command": "cargo run --release -p zerog-trainer --example base-model -- train WORK_DIR fixtures/tiny-qwen",
         "recipe": recipe,
         "corpus_sha256": corpus_sha256,
+        "words_sha256": words_sha256,
         "tokenizer_sha256": sha256_of(&output.join("tokenizer.json"))?,
         "model_sha256": sha256_of(&output.join("model.safetensors"))?,
         "parameters": recipe.config().parameter_count(),
@@ -189,6 +214,33 @@ fn update(
         gradient_scale: clipped.scale,
     });
     Ok(loss)
+}
+
+fn rendered(
+    tokenizer: &Tokenizer,
+    documents: Vec<Document>,
+) -> Result<Vec<Example>, Box<dyn Error>> {
+    documents
+        .into_iter()
+        .map(|document| example(tokenizer, document))
+        .collect()
+}
+
+/// The pieces of the vocabulary that are lower-case letters only, without the space in front.
+fn word_pieces(tokenizer: &Tokenizer) -> Result<Vec<String>, Box<dyn Error>> {
+    let mut pieces = Vec::new();
+    for id in 0..u32::try_from(tokenizer.vocabulary_size())? {
+        let piece = tokenizer.decode(&[id], true)?;
+        let piece = piece.trim_start();
+        if !piece.is_empty()
+            && piece
+                .chars()
+                .all(|character| character.is_ascii_alphabetic())
+        {
+            pieces.push(piece.to_lowercase());
+        }
+    }
+    Ok(pieces)
 }
 
 /// Documents become examples by the same code as datasets, so that the model is trained on

@@ -63,7 +63,10 @@ fn every_chat_of_the_corpus_alternates_and_ends_with_an_answer() {
             Document::Chat { messages } => {
                 let roles: Vec<&str> = messages.iter().map(|turn| turn.role.as_str()).collect();
                 let turns = roles.strip_prefix(&["system"]).unwrap_or(&roles);
-                assert!(turns.len() >= 2 && turns.len().is_multiple_of(2), "{roles:?}");
+                assert!(
+                    turns.len() >= 2 && turns.len().is_multiple_of(2),
+                    "{roles:?}"
+                );
                 for pair in turns.chunks(2) {
                     assert_eq!(pair, ["user", "assistant"]);
                 }
@@ -95,6 +98,9 @@ fn a_small_run_of_the_recipe_learns_and_repeats() {
         learning_rate: 1e-2,
         warmup_steps: 3,
         checkpoint_every_steps: 10,
+        word_steps: 4,
+        word_documents: 40,
+        word_documents_per_step: 4,
         ..Recipe::default()
     };
     let runs: Vec<_> = (0..2)
