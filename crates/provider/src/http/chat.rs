@@ -1,0 +1,480 @@
+//! Chat and completions: who may ask which adapter, what it costs, the answer, and its signature.
+//!
+//! The hashes that the enclave signs are over the bytes as they came from the caller and as they went back to him, so that he
+//! can compute both.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use alloy_primitives::{Address, U256};
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use futures::StreamExt;
+use sha2::{Digest, Sha256};
+use tokio::sync::mpsc;
+use zerog_inference::openai_api::{Route, parse_chat, parse_completion};
+use zerog_inference::router::set_stream_headers;
+use zerog_inference::service::{self, prompt_tokens};
+use zerog_inference::{AnswerId, CheckedRequest, ReplyEvent, Started, Target, Usage};
+use zerog_lifecycle::adapter::AdapterEvent;
+use zerog_protocol::adapter::AdapterState;
+use zerog_protocol::amount::format_0g;
+use zerog_protocol::inference_api::{ResponseSignature, UnsettledFee};
+use zerog_protocol::signing::{response_text, sha256, sign_response_text};
+
+use super::error::ApiError;
+use super::limits::Slot;
+use super::{adapters, attestation, auth, models};
+use crate::app::App;
+use crate::billing::{self, MINIMUM_RESERVE};
+use crate::inference_role::InferenceRole;
+use crate::store::{AdapterRow, NewUsage};
+
+/// Tokens that are reserved for an answer without a limit.
+const DEFAULT_ANSWER_TOKENS: u64 = 1024;
+
+/// `ANY /v1/proxy/*`.
+pub(crate) async fn proxy(
+    State(app): State<Arc<App>>,
+    Path(path): Path<String>,
+    method: Method,
+    peer: axum::extract::ConnectInfo<std::net::SocketAddr>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let path = path.trim_end_matches('/');
+    let path = path.strip_prefix("v1/").unwrap_or(path);
+    match (method, path) {
+        (Method::POST, "chat/completions") => answer(app, headers, body, Route::Chat).await,
+        (Method::POST, "completions") => answer(app, headers, body, Route::Completion).await,
+        (Method::GET, "models") => models::served(State(app)).await.into_response(),
+        (Method::GET, "attestation/report") => {
+            let query = axum::extract::Query(attestation::QuoteQuery::default());
+            attestation::quote(State(app), peer, headers, query)
+                .await
+                .into_response()
+        }
+        (Method::GET, path) if path.starts_with("signature/") => {
+            signature(&app, path.trim_start_matches("signature/")).into_response()
+        }
+        _ => ApiError::not_found(
+            "unsupported_endpoint",
+            "unsupported endpoint: endpoint not supported",
+        )
+        .into_response(),
+    }
+}
+
+fn signature(app: &App, id: &str) -> Result<Json<ResponseSignature>, ApiError> {
+    auth::inference(app)?
+        .signature(id)
+        .map(Json)
+        .ok_or_else(|| {
+            ApiError::not_found(
+                "chat_id_not_found",
+                "Chat id not found or expired, chat_id_not_found",
+            )
+        })
+}
+
+/// `GET /v1/user/{addr}/unsettledfee`.
+pub(crate) async fn unsettled_fee(
+    State(app): State<Arc<App>>,
+    Path(address): Path<String>,
+    headers: HeaderMap,
+) -> Result<Json<UnsettledFee>, ApiError> {
+    let user = auth::user(&app, &headers).await?;
+    if auth::address(&address)? != user {
+        return Err(ApiError::forbidden(
+            "you can only query your own unsettled fee",
+        ));
+    }
+    let fee = app.store.unsettled_fee(user).await?;
+    Ok(Json(UnsettledFee {
+        user_address: user.to_string(),
+        unsettled_fee: fee.to_string(),
+    }))
+}
+
+async fn answer(app: Arc<App>, headers: HeaderMap, body: Bytes, route: Route) -> Response {
+    match respond(&app, &headers, body, route).await {
+        Ok(response) => response,
+        Err(error) => error.openai().into_response(),
+    }
+}
+
+async fn respond(
+    app: &Arc<App>,
+    headers: &HeaderMap,
+    body: Bytes,
+    route: Route,
+) -> Result<Response, ApiError> {
+    let role = auth::inference(app)?;
+    let user = auth::user(app, headers).await?;
+    let slot = app.limiter.chat(user)?;
+    let request = match route {
+        Route::Chat => parse_chat(&body),
+        Route::Completion => parse_completion(&body),
+    }?;
+    let target = resolve(app, role, user, &request.model).await?;
+    let request_hash = sha256(&body);
+    let id = uuid::Uuid::new_v4().to_string();
+    reserve(app, role, user, &request, &id, request_hash).await?;
+    let meta = Answered {
+        app: Arc::clone(app),
+        id,
+        request_hash,
+        model: target.model.clone(),
+    };
+    let started = match service::start(&role.engine, request, target, AnswerId::fresh(route)) {
+        Ok(started) => started,
+        Err(error) => {
+            app.store.release_usage(&meta.id).await?;
+            return Err(error.into());
+        }
+    };
+    let mut response = if started.wants_stream() {
+        stream(meta, started, slot)
+    } else {
+        whole(meta, started, slot).await?
+    };
+    let provider = HeaderValue::from_str(&app.provider.to_string()).map_err(ApiError::internal)?;
+    response.headers_mut().insert("provider", provider);
+    Ok(response)
+}
+
+/// What is known of an answer besides its bytes.
+struct Answered {
+    app: Arc<App>,
+    /// Id of the bill and of the signature.
+    id: String,
+    request_hash: [u8; 32],
+    model: String,
+}
+
+impl Answered {
+    fn headers(&self, response: &mut Response) {
+        if let Ok(value) = HeaderValue::from_str(&self.id) {
+            response.headers_mut().insert("zg-res-key", value);
+        }
+    }
+
+    /// Signs both hashes and remembers the signature under the key and the completion's id.
+    fn sign(&self, completion_id: &str, response_hash: [u8; 32]) {
+        let Some(role) = &self.app.inference else {
+            return;
+        };
+        let text = response_text(self.request_hash, response_hash);
+        let signature = ResponseSignature {
+            signature: sign_response_text(&self.app.identity.keys().signer, &text),
+            text,
+            signing_address: self.app.identity.signer().to_string(),
+            signing_algo: "ecdsa".into(),
+            request_hash: Some(hex::encode(self.request_hash)),
+            response_hash: Some(hex::encode(response_hash)),
+            model: Some(self.model.clone()),
+            timestamp: Some(self.app.clock.system_ms() / 1000),
+        };
+        role.remember_signature(&[&self.id, completion_id], &signature);
+    }
+
+    async fn bill(&self, usage: &Usage) {
+        let Some(role) = &self.app.inference else {
+            return;
+        };
+        let (input, output) = billing::fees(
+            role.config.input_price,
+            role.config.output_price,
+            usage.prompt_tokens,
+            usage.completion_tokens,
+        );
+        let tokens = (usage.prompt_tokens, usage.completion_tokens);
+        if let Err(error) = self
+            .app
+            .store
+            .bill_usage(&self.id, tokens, input, output)
+            .await
+        {
+            tracing::error!(usage.id = self.id, %error, "a request could not be billed");
+        }
+    }
+
+    async fn release(&self) {
+        if let Err(error) = self.app.store.release_usage(&self.id).await {
+            tracing::error!(usage.id = self.id, %error, "a reservation could not be given back");
+        }
+    }
+}
+
+/// Waits for the whole answer. The work goes on, and is billed, when the caller leaves.
+async fn whole(meta: Answered, started: Started, slot: Slot) -> Result<Response, ApiError> {
+    let tracker = meta.app.tracker.clone();
+    let work = tracker.spawn(async move {
+        let _slot = slot;
+        let completion_id = started.id().id.clone();
+        match started.finish().await {
+            Ok(reply) => {
+                meta.sign(&completion_id, sha256(&reply.body));
+                meta.bill(&reply.usage).await;
+                let mut response = (
+                    StatusCode::OK,
+                    [(header::CONTENT_TYPE, "application/json")],
+                    reply.body,
+                )
+                    .into_response();
+                meta.headers(&mut response);
+                Ok(response)
+            }
+            Err(error) => {
+                meta.release().await;
+                Err(ApiError::from(error))
+            }
+        }
+    });
+    work.await.map_err(ApiError::internal)?
+}
+
+/// The answer as it is made. What was made before the caller left is billed.
+fn stream(meta: Answered, started: Started, slot: Slot) -> Response {
+    let completion_id = started.id().id.clone();
+    let (sender, receiver) = mpsc::channel::<Bytes>(32);
+    let mut events = started.into_stream();
+    let mut response = Response::new(Body::from_stream(
+        tokio_stream::wrappers::ReceiverStream::new(receiver)
+            .map(Ok::<_, std::convert::Infallible>),
+    ));
+    set_stream_headers(&mut response);
+    meta.headers(&mut response);
+    let tracker = meta.app.tracker.clone();
+    tracker.spawn(async move {
+        let _slot = slot;
+        let meter = events.meter();
+        let mut hash = Sha256::new();
+        let mut usage = None;
+        while let Some(event) = events.next().await {
+            match event {
+                ReplyEvent::Bytes(bytes) => {
+                    hash.update(&bytes);
+                    if sender.send(bytes).await.is_err() {
+                        break;
+                    }
+                }
+                ReplyEvent::Finished { usage: all, .. } => usage = Some(all),
+            }
+        }
+        // The signature exists before the caller can see the end of the body.
+        meta.sign(&completion_id, hash.finalize().into());
+        drop(sender);
+        let usage = usage.unwrap_or_else(|| meter.now());
+        meta.bill(&usage).await;
+    });
+    response
+}
+
+/// Which weights answer: the base model, or an adapter of the caller that is loaded or gets loaded while he waits.
+async fn resolve(
+    app: &Arc<App>,
+    role: &InferenceRole,
+    user: Address,
+    model: &str,
+) -> Result<Target, ApiError> {
+    if role.is_base(model) {
+        let name = if model.is_empty() {
+            role.config.model.clone()
+        } else {
+            model.to_owned()
+        };
+        return Ok(Target {
+            model: name,
+            adapter: None,
+        });
+    }
+    let Some(row) = adapters::find(app, user, model).await? else {
+        return Err(match app.store.adapter_named(model).await? {
+            Some(_) => ApiError::forbidden(format!(
+                "access denied: you are not the owner of model {model}"
+            )),
+            None if model.starts_with("ft-") => ApiError::not_found(
+                "model_not_found",
+                format!("fine-tuned model not found: {model}"),
+            ),
+            None => ApiError::not_found(
+                "model_not_found",
+                format!("the model {model:?} does not exist"),
+            ),
+        });
+    };
+    wait_until_active(app, role, row, model).await?;
+    let row = adapters::find(app, user, model).await?.ok_or_else(|| {
+        ApiError::not_found(
+            "model_not_found",
+            format!("fine-tuned model not found: {model}"),
+        )
+    })?;
+    Ok(Target {
+        model: model.to_owned(),
+        adapter: Some(row.id),
+    })
+}
+
+async fn wait_until_active(
+    app: &Arc<App>,
+    role: &InferenceRole,
+    first: AdapterRow,
+    model: &str,
+) -> Result<(), ApiError> {
+    let mut changes = role.changes();
+    let deadline = tokio::time::Instant::now() + role.config.load_wait;
+    let mut row = first;
+    loop {
+        changes.borrow_and_update();
+        match row.machine.state {
+            AdapterState::Active if role.engine.has_adapter(&row.id) => return Ok(()),
+            // The engine dropped it and the row does not know yet.
+            AdapterState::Active => {
+                app.apply_adapter(&row.id, &AdapterEvent::Offloaded, None)
+                    .await?;
+                app.apply_adapter(&row.id, &AdapterEvent::DeployRequested, None)
+                    .await?;
+            }
+            AdapterState::Ready | AdapterState::Offloaded | AdapterState::Archived => {
+                app.apply_adapter(&row.id, &AdapterEvent::DeployRequested, None)
+                    .await?;
+            }
+            AdapterState::Failed => {
+                let reason = row.machine.error.as_deref().unwrap_or("unknown reason");
+                return Err(ApiError::conflict(
+                    "adapter_failed",
+                    format!("model {model} failed to deploy: {reason}"),
+                ));
+            }
+            AdapterState::Init | AdapterState::Pending | AdapterState::Downloading
+                if !row.machine.is_wanted =>
+            {
+                let text = format!(
+                    "model {model} is downloaded but not deployed; call deploy-adapter first"
+                );
+                return Err(ApiError::conflict("not_deployed", text));
+            }
+            AdapterState::Init
+            | AdapterState::Pending
+            | AdapterState::Downloading
+            | AdapterState::Loading => {}
+        }
+        tokio::select! {
+            _ = changes.changed() => {}
+            () = tokio::time::sleep_until(deadline) => {
+                let text = format!("model {model} is still loading, please retry later");
+                return Err(ApiError::unavailable("adapter_loading", text).retry_after(5));
+            }
+            // Another process may have changed the row.
+            () = tokio::time::sleep(Duration::from_millis(500)) => {}
+        }
+        row = app.store.adapter(&row.id).await?.ok_or_else(|| {
+            ApiError::not_found(
+                "model_not_found",
+                format!("fine-tuned model not found: {model}"),
+            )
+        })?;
+    }
+}
+
+/// Checks the account and keeps the money for this request back.
+async fn reserve(
+    app: &Arc<App>,
+    role: &InferenceRole,
+    user: Address,
+    request: &CheckedRequest,
+    id: &str,
+    request_hash: [u8; 32],
+) -> Result<(), ApiError> {
+    let payment = |code, text: String| ApiError::new(StatusCode::PAYMENT_REQUIRED, code, text);
+    let account = role
+        .account(&app.chain, app.provider, user)
+        .await?
+        .ok_or_else(|| {
+            payment(
+                "account_missing",
+                "get account from contract, account not exist".into(),
+            )
+        })?;
+    if !account.acknowledged {
+        return Err(payment(
+            "user_not_acknowledged",
+            "user not acknowledge the provider, please use acknowledgeProviderSigner function in sdk first, it will take \
+             effect in 2 minutes"
+                .into(),
+        ));
+    }
+    if !role
+        .is_service_acknowledged(&app.chain, app.provider)
+        .await?
+    {
+        return Err(payment(
+            "service_not_acknowledged",
+            "service not acknowledge the tee signer".into(),
+        ));
+    }
+    let prompt = prompt_tokens(&role.engine, &request.input)
+        .map_err(zerog_inference::ApiError::from)?
+        .len() as u64;
+    let room = u64::from(role.max_tokens).saturating_sub(prompt);
+    let answer = request
+        .max_tokens
+        .map_or(DEFAULT_ANSWER_TOKENS, |tokens| tokens as u64)
+        .min(room);
+    let most = answer.saturating_mul(request.choices as u64);
+    let reserved = billing::reservation(
+        role.config.input_price,
+        role.config.output_price,
+        prompt,
+        most,
+    );
+    let new = NewUsage {
+        id: id.to_owned(),
+        user,
+        request_hash: hex::encode(request_hash),
+        model: request.model.clone(),
+        reserved,
+        owner: app.instance.clone(),
+    };
+    let floor = MINIMUM_RESERVE.saturating_add(reserved);
+    let available = account.free_balance();
+    let short = app
+        .store
+        .reserve_usage(&new, available, floor, app.clock.system_ms())
+        .await?;
+    let Some(missing) = short else { return Ok(()) };
+    // The account may have been funded a moment ago.
+    role.forget_account(user);
+    let fresh = role
+        .account(&app.chain, app.provider, user)
+        .await?
+        .map_or(U256::ZERO, |account| account.free_balance());
+    if fresh > available
+        && app
+            .store
+            .reserve_usage(&new, fresh, floor, app.clock.system_ms())
+            .await?
+            .is_none()
+    {
+        return Ok(());
+    }
+    let required = available.saturating_add(missing);
+    Err(payment(
+        "insufficient_balance",
+        format!(
+            "insufficient balance: your locked balance is {} 0G, but the required minimum is {} 0G (breakdown: minimum reserve \
+             1 0G + unsettled fees and running requests {} 0G + current request fee {} 0G). Please add more funds with: \
+             0g-compute-cli transfer-fund --provider {} --amount <amount>",
+            format_0g(available),
+            format_0g(required),
+            format_0g(required.saturating_sub(floor)),
+            format_0g(reserved),
+            app.provider
+        ),
+    ))
+}

@@ -1,0 +1,635 @@
+//! Tasks: create, list, look, cancel, log.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use alloy_primitives::{Address, B256, U256};
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{Path, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use zerog_lifecycle::fee::{self, FeeTerms};
+use zerog_lifecycle::{Event, Task, Terms};
+use zerog_protocol::fine_tuning_api::{
+    CancelTaskRequest, CreateTaskRequest, CreateTaskResponse, FeeBreakdown, StateTime, TaskView,
+};
+use zerog_protocol::task::TaskState;
+use zerog_protocol::training_params::TrainingParams;
+use zerog_protocol::{TaskId, signing};
+use zerog_tokenization::{Dataset, RenderOptions, count_tokens};
+
+use super::auth;
+use super::error::ApiError;
+use crate::app::App;
+use crate::catalogue::BaseModelEntry;
+use crate::config::FineTuningConfig;
+use crate::store::{ApplyOutcome, DatasetRow, NewTask, StoreError, TaskRow};
+use crate::task_log;
+use crate::vault::{KeyUse, open_to_memory};
+
+/// Prefix of refusals at creation, as the published broker has it.
+const PREFIX: &str = "register service: ";
+/// Datasets up to this size are counted before the task is accepted, so that the exact fee is compared with the balance.
+const COUNT_AT_ONCE_BYTES: u64 = 8 * 1024 * 1024;
+/// Most tasks of one list.
+const MAX_LISTED: u64 = 1000;
+/// Lines read from the database at a time.
+const LOG_PAGE: u64 = 500;
+
+/// `POST /v1/user/{addr}/task`: everything that can be known now is checked before the task is accepted.
+pub(crate) async fn create(
+    State(app): State<Arc<App>>,
+    Path(address): Path<String>,
+    body: Bytes,
+) -> Result<Response, ApiError> {
+    let path_user = auth::address(&address)?;
+    let request: CreateTaskRequest = serde_json::from_slice(&body)
+        .map_err(|error| ApiError::bad_request("invalid_body", format!("bind service: {error}")))?;
+    match accept(&app, path_user, &request).await {
+        Ok(id) => Ok((
+            StatusCode::CREATED,
+            Json(CreateTaskResponse { id: id.to_string() }),
+        )
+            .into_response()),
+        Err(error) => Err(error.context(PREFIX)),
+    }
+}
+
+async fn accept(
+    app: &Arc<App>,
+    path_user: Address,
+    request: &CreateTaskRequest,
+) -> Result<TaskId, ApiError> {
+    let role = app
+        .config
+        .fine_tuning
+        .as_ref()
+        .ok_or_else(|| ApiError::internal("the role is off"))?;
+    let user = auth::address(&request.user_address).map_err(|error| error.field("userAddress"))?;
+    if user != path_user {
+        let text = "userAddress is not the address in the path";
+        return Err(ApiError::bad_request("invalid_address", text).field("userAddress"));
+    }
+    let entry = app
+        .catalogue
+        .find(&request.pre_trained_model_hash)
+        .ok_or_else(|| {
+            let known = zerog_protocol::models::find(&request.pre_trained_model_hash).is_some();
+            let text = if known {
+                "unsupported model: not found in provider's supported model list"
+            } else {
+                "unsupported model: not found in predefined models"
+            };
+            ApiError::bad_request("unknown_model", text).field("preTrainedModelHash")
+        })?;
+    let params = TrainingParams::parse(&request.training_params, role.schema, entry.max_tokens)
+        .map_err(|error| {
+            ApiError::bad_request("invalid_training_params", error.to_string())
+                .field("trainingParams")
+        })?;
+    let dataset_root: B256 = match request.dataset_hash.parse() {
+        Ok(root) if request.dataset_hash.len() == 66 => root,
+        _ => {
+            let text = "datasetHash must be 0x and 64 hexadecimal digits";
+            return Err(ApiError::bad_request("invalid_dataset_hash", text).field("datasetHash"));
+        }
+    };
+    let nonce = U256::from_str_radix(&request.nonce, 10).map_err(|_| {
+        ApiError::bad_request("invalid_nonce", "nonce must be a decimal number").field("nonce")
+    })?;
+    let max_fee = max_fee(&request.fee)?;
+    let hash = signing::create_task_hash(user, nonce, &request.dataset_hash);
+    let public_key = signing::verify_personal(hash, &request.signature, user)
+        .map_err(|error| ApiError::from(error).field("signature"))?;
+    // The same request again, because its answer was lost.
+    if let Some(row) = app.store.task_by_nonce(user, &request.nonce).await? {
+        if row.signature.eq_ignore_ascii_case(&request.signature)
+            && row.dataset_hash == request.dataset_hash
+        {
+            return Ok(row.task.id);
+        }
+        return Err(
+            ApiError::bad_request("nonce_used", "this nonce was used by another task")
+                .field("nonce"),
+        );
+    }
+    check_account(app, user, nonce).await?;
+    check_dataset(
+        app,
+        role,
+        entry,
+        &params,
+        user,
+        dataset_root,
+        request,
+        max_fee,
+    )
+    .await?;
+    check_queue(app, role, user, request.wait).await?;
+    insert(app, role, entry, request, user, public_key, max_fee).await
+}
+
+fn max_fee(text: &str) -> Result<Option<U256>, ApiError> {
+    let fee = U256::from_str_radix(text, 10).map_err(|_| {
+        ApiError::bad_request("invalid_fee", "fee must be a decimal number of neuron").field("fee")
+    })?;
+    Ok((!fee.is_zero()).then_some(fee))
+}
+
+async fn check_account(app: &App, user: Address, nonce: U256) -> Result<(), ApiError> {
+    let contract = app.chain.fine_tuning();
+    let service = contract.service(app.provider).await?;
+    if !service.is_some_and(|service| service.tee_signer_acknowledged) {
+        let text = "service TEE signer has not been acknowledged by 0G team";
+        return Err(ApiError::bad_request("service_not_acknowledged", text));
+    }
+    let account = contract.account(user, app.provider).await?.ok_or_else(|| {
+        ApiError::bad_request(
+            "account_missing",
+            format!(
+                "get account in contract: no account of {user} with this provider; create it with \
+                 0g-compute-cli transfer-fund --provider {} --service fine-tuning --amount <amount>",
+                app.provider
+            ),
+        )
+    })?;
+    if !account.acknowledged {
+        let text = "user has not acknowledged the provider's TEE signer. User must acknowledge before creating a task";
+        return Err(ApiError::bad_request("user_not_acknowledged", text));
+    }
+    if nonce <= account.nonce {
+        let text = format!(
+            "nonce {nonce} is not above the account's nonce {}",
+            account.nonce
+        );
+        return Err(ApiError::bad_request("nonce_too_low", text).field("nonce"));
+    }
+    // The contract refuses a new deliverable while the latest one waits for its user.
+    if let Some(open) = account
+        .deliverables
+        .last()
+        .filter(|deliverable| deliverable.is_open())
+    {
+        return Err(ApiError::conflict(
+            "previous_deliverable_unacknowledged",
+            format!(
+                "the result of task {} is not acknowledged; run 0g-compute-cli fine-tuning acknowledge-deliverable \
+                 --provider {} --task-id {} first",
+                open.id, app.provider, open.id
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// The dataset exists; a small uploaded one is counted, and its exact fee compared with the balance.
+#[allow(clippy::too_many_arguments, reason = "the parts of one request")]
+async fn check_dataset(
+    app: &Arc<App>,
+    role: &FineTuningConfig,
+    entry: &BaseModelEntry,
+    params: &TrainingParams,
+    user: Address,
+    root: B256,
+    request: &CreateTaskRequest,
+    max_fee: Option<U256>,
+) -> Result<(), ApiError> {
+    let mut needed = entry.config.storage_fee.saturating_add(U256::ONE);
+    match app.store.dataset(user, &request.dataset_hash).await? {
+        Some(dataset) => {
+            app.store.touch_dataset(&dataset, app.clock.now().0).await?;
+            if dataset.bytes <= COUNT_AT_ONCE_BYTES {
+                let fee = exact_fee(app, role, entry, params, &dataset).await?;
+                if let Some(most) = max_fee.filter(|most| fee > *most) {
+                    let text =
+                        format!("the fee is {fee} neuron, more than the allowed {most} neuron");
+                    return Err(ApiError::bad_request("fee_above_limit", text).field("fee"));
+                }
+                needed = fee;
+            }
+        }
+        None if is_in_storage(app, root).await? => {}
+        None => {
+            return Err(ApiError::bad_request(
+                "dataset_not_found",
+                format!(
+                    "dataset {} was neither uploaded to this provider by {user} nor found in 0G Storage; upload it first",
+                    request.dataset_hash
+                ),
+            )
+            .field("datasetHash"));
+        }
+    }
+    let account = app.chain.fine_tuning().account(user, app.provider).await?;
+    let free = account.map_or(U256::ZERO, |account| account.free_balance());
+    if free < needed {
+        return Err(ApiError::new(
+            StatusCode::PAYMENT_REQUIRED,
+            "insufficient_balance",
+            format!(
+                "insufficient account balance after pending refund: required {needed}, available {free}; add funds with \
+                 0g-compute-cli transfer-fund --provider {} --service fine-tuning --amount <amount>",
+                app.provider
+            ),
+        ));
+    }
+    Ok(())
+}
+
+async fn exact_fee(
+    app: &Arc<App>,
+    role: &FineTuningConfig,
+    entry: &BaseModelEntry,
+    params: &TrainingParams,
+    dataset: &DatasetRow,
+) -> Result<U256, ApiError> {
+    let key_id = format!("{}/{}", dataset.user_address, dataset.hash);
+    let key = app
+        .vault
+        .open_key(KeyUse::Dataset, &key_id, &dataset.sealed_key)
+        .map_err(ApiError::internal)?;
+    let path = app.vault.dataset_path(&dataset.file);
+    let tokenizer = entry.tokenizer().map_err(ApiError::internal)?;
+    let max_seq_length = params.max_seq_length as usize;
+    let count = app
+        .run_blocking(move || {
+            let plaintext = open_to_memory(&path, &key, None).map_err(ApiError::internal)?;
+            count_tokens(
+                &tokenizer,
+                Dataset::parse(plaintext.as_slice()),
+                RenderOptions { max_seq_length },
+            )
+            .map_err(|error| {
+                ApiError::bad_request("invalid_dataset", error.to_string()).field("datasetHash")
+            })
+        })
+        .await?;
+    let quote = fee::quote(&FeeTerms {
+        tokens_per_epoch: count.tokens,
+        examples: count.examples,
+        epochs: u64::from(params.num_train_epochs),
+        max_steps: u64::try_from(params.max_steps)
+            .ok()
+            .filter(|steps| *steps > 0),
+        examples_per_step: params.examples_per_step(),
+        price_per_token: role.price_per_token,
+        price_coefficient: entry.config.price_coefficient,
+        storage_fee: entry.config.storage_fee,
+    });
+    Ok(quote
+        .map_err(|error| ApiError::bad_request("invalid_dataset", error.to_string()))?
+        .total)
+}
+
+/// Whether the storage network knows a root. A failed look is an error, not a no.
+async fn is_in_storage(app: &App, root: B256) -> Result<bool, ApiError> {
+    const TIMEOUT: Duration = Duration::from_secs(15);
+    let unreachable = |error: &dyn std::fmt::Display| {
+        tracing::warn!(%error, "the storage network could not be asked for a dataset");
+        ApiError::unavailable(
+            "storage_unavailable",
+            "the provider cannot reach 0G Storage at the moment; try again",
+        )
+    };
+    if let Some(url) = &app.config.chain.storage_node_url {
+        let node = zerog_storage::NodeClient::new(url, TIMEOUT).map_err(ApiError::internal)?;
+        let info = node
+            .file_info(root)
+            .await
+            .map_err(|error| unreachable(&error))?;
+        return Ok(info.is_some());
+    }
+    let indexer = zerog_storage::IndexerClient::new(&app.config.chain.storage_indexer_url, TIMEOUT)
+        .map_err(ApiError::internal)?;
+    match indexer.file_locations(root).await {
+        Ok(nodes) => Ok(nodes.is_some_and(|nodes| !nodes.is_empty())),
+        Err(error) if error.to_string().contains("not found") => Ok(false),
+        Err(error) => Err(unreachable(&error)),
+    }
+}
+
+async fn check_queue(
+    app: &App,
+    role: &FineTuningConfig,
+    user: Address,
+    wait: bool,
+) -> Result<(), ApiError> {
+    if let Some(open) = app.store.open_task(user).await? {
+        return Err(unfinished(app, Some(&open)));
+    }
+    let pending = app.store.pending_tasks().await?;
+    if pending > role.max_queue {
+        return Err(ApiError::conflict("queue_full", "task queue is full").pending(pending));
+    }
+    if pending > 0 && !wait {
+        let text = "cannot create a new task while there are in-progress tasks";
+        return Err(ApiError::conflict("queue_not_empty", text).pending(pending));
+    }
+    Ok(())
+}
+
+fn unfinished(app: &App, open: Option<&TaskRow>) -> ApiError {
+    let mut text = "cannot create a new task while there is an unfinished task".to_owned();
+    if let Some(open) = open {
+        let id = open.id();
+        let provider = app.provider;
+        let command = match open.task.state {
+            TaskState::Delivered => {
+                format!("acknowledge-model --provider {provider} --task-id {id} --data-path <path>")
+            }
+            _ if open.task.is_cancellable() => {
+                format!("cancel-task --provider {provider} --task {id}")
+            }
+            _ => format!("get-task --provider {provider} --task {id}"),
+        };
+        text = format!(
+            "{text}: {id} is {} (0g-compute-cli fine-tuning {command})",
+            open.task.state
+        );
+    }
+    ApiError::conflict("unfinished_task", text)
+}
+
+async fn insert(
+    app: &Arc<App>,
+    role: &FineTuningConfig,
+    entry: &BaseModelEntry,
+    request: &CreateTaskRequest,
+    user: Address,
+    public_key: [u8; 65],
+    max_fee: Option<U256>,
+) -> Result<TaskId, ApiError> {
+    let now = app.clock.now();
+    let terms = Terms {
+        on_missed_ack: role.on_missed_ack,
+        artifact_retention_s: role.artifact_retention_s,
+        max_fee,
+    };
+    let transition = Task::accept(TaskId::random(), user, terms, now);
+    let id = transition.task.id;
+    let mut log = vec!["creating task....".to_owned()];
+    if entry.config.stand_in {
+        log.push(format!(
+            "On this development network a small stand-in model runs in place of the weights of {}",
+            entry.config.name
+        ));
+    }
+    let ahead = app.store.pending_tasks().await?;
+    if ahead > 0 {
+        log.push(format!("There are {ahead} tasks in the queue ahead."));
+    }
+    let new = NewTask {
+        transition,
+        submitted_address: request.user_address.clone(),
+        nonce: request.nonce.clone(),
+        dataset_hash: request.dataset_hash.clone(),
+        training_params: request.training_params.clone(),
+        model_hash: request.pre_trained_model_hash.clone(),
+        model_name: entry.config.name.clone(),
+        signature: request.signature.clone(),
+        user_public_key: hex::encode(public_key),
+        log,
+    };
+    match app.store.insert_task(&new, now).await {
+        Ok(()) => {}
+        Err(StoreError::OpenTask) => {
+            let open = app.store.open_task(user).await?;
+            return Err(unfinished(app, open.as_ref()));
+        }
+        Err(error) => return Err(error.into()),
+    }
+    tracing::info!(task.id = %id, task.user = %user, model = entry.config.name, "task accepted");
+    app.wake();
+    Ok(id)
+}
+
+/// Query of the list.
+#[derive(Debug, Deserialize)]
+pub(crate) struct ListQuery {
+    latest: Option<String>,
+    order: Option<String>,
+}
+
+/// `GET /v1/user/{addr}/task`: newest first.
+pub(crate) async fn list(
+    State(app): State<Arc<App>>,
+    Path(address): Path<String>,
+    Query(query): Query<ListQuery>,
+) -> Result<Json<Vec<TaskView>>, ApiError> {
+    let user = auth::address(&address)?;
+    let limit = if query.latest.as_deref() == Some("true") {
+        1
+    } else {
+        MAX_LISTED
+    };
+    let mut views = Vec::new();
+    for row in app.store.tasks_of(user, limit).await? {
+        views.push(view(&app, &row).await?);
+    }
+    if query.order.as_deref() == Some("asc") {
+        views.reverse();
+    }
+    Ok(Json(views))
+}
+
+/// `GET /v1/user/{addr}/task/{id}`.
+pub(crate) async fn get(
+    State(app): State<Arc<App>>,
+    Path((address, id)): Path<(String, String)>,
+) -> Result<Json<TaskView>, ApiError> {
+    let row = find(&app, &address, &id).await?;
+    Ok(Json(view(&app, &row).await?))
+}
+
+/// `POST /v1/user/{addr}/task/{id}/cancel`.
+pub(crate) async fn cancel(
+    State(app): State<Arc<App>>,
+    Path((address, id)): Path<(String, String)>,
+    body: Bytes,
+) -> Result<String, ApiError> {
+    let user = auth::address(&address)?;
+    let id = parse_id(&id)?;
+    let request: CancelTaskRequest = serde_json::from_slice(&body)
+        .map_err(|error| ApiError::bad_request("invalid_body", format!("bind ctx: {error}")))?;
+    let row = app.store.task(&id.to_string()).await?.ok_or_else(|| {
+        ApiError::not_found(
+            "task_not_found",
+            format!("cancel task: task {id} not found"),
+        )
+    })?;
+    if row.task.user != user {
+        return Err(ApiError::forbidden(
+            "cancel task: task does not belong to this user",
+        ));
+    }
+    signing::verify_personal(signing::cancel_task_hash(id), &request.signature, user).map_err(
+        |error| {
+            ApiError::from(error)
+                .context("cancel task: ")
+                .field("signature")
+        },
+    )?;
+    match app
+        .apply(&id.to_string(), &Event::CancelRequested, None)
+        .await?
+    {
+        ApplyOutcome::Applied { .. } => Ok(format!("task {id} cancelled")),
+        _ => {
+            let state = app
+                .store
+                .task(&id.to_string())
+                .await?
+                .map_or(row.task.state, |row| row.task.state);
+            let text =
+                format!("cancel task: task cannot be cancelled in its current state ({state})");
+            Err(ApiError::conflict("not_cancellable", text))
+        }
+    }
+}
+
+/// `GET /v1/user/{addr}/task/{id}/log`.
+pub(crate) async fn log(
+    State(app): State<Arc<App>>,
+    Path((address, id)): Path<(String, String)>,
+) -> Result<Response, ApiError> {
+    let user = auth::address(&address)?;
+    let id = parse_id(&id)?;
+    let row = app
+        .store
+        .task(&id.to_string())
+        .await?
+        .ok_or_else(|| ApiError::not_found("task_not_found", format!("task {id} not found")))?;
+    if row.task.user != user {
+        return Err(ApiError::forbidden("task does not belong to this user"));
+    }
+    let mut text = String::new();
+    let mut after = 0;
+    loop {
+        let events = app.store.events(&row.id(), after, LOG_PAGE).await?;
+        let Some(last) = events.last() else { break };
+        after = last.sequence;
+        for event in events.iter().filter(|event| event.kind == "log") {
+            text.push_str(&task_log::render(event));
+        }
+    }
+    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response())
+}
+
+/// `GET /v1/task/pending`: a bare number.
+pub(crate) async fn pending(State(app): State<Arc<App>>) -> Result<String, ApiError> {
+    Ok(app.store.pending_tasks().await?.to_string())
+}
+
+pub(super) fn parse_id(text: &str) -> Result<TaskId, ApiError> {
+    text.parse()
+        .map_err(|error: zerog_protocol::ids::TaskIdError| {
+            ApiError::bad_request("invalid_task_id", format!("parse task id: {error}"))
+        })
+}
+
+/// The task, if it belongs to the address in the path.
+pub(super) async fn find(app: &App, address: &str, id: &str) -> Result<TaskRow, ApiError> {
+    let user = auth::address(address)?;
+    let id = parse_id(id)?;
+    app.store
+        .task(&id.to_string())
+        .await?
+        .filter(|row| row.task.user == user)
+        .ok_or_else(|| ApiError::not_found("task_not_found", format!("task {id} not found")))
+}
+
+async fn view(app: &App, row: &TaskRow) -> Result<TaskView, ApiError> {
+    let task = &row.task;
+    let states = app
+        .store
+        .state_events(&row.id())
+        .await?
+        .into_iter()
+        .map(|event| StateTime {
+            state: event.content,
+            at_ms: event.at_ms,
+        })
+        .collect();
+    let is_waiting = matches!(
+        task.state,
+        TaskState::Init | TaskState::SettingUp | TaskState::SetUp
+    );
+    let queue_position = if is_waiting {
+        Some(app.store.pending_before(row.sequence).await?)
+    } else {
+        None
+    };
+    Ok(TaskView {
+        id: row.id(),
+        created_at: Some(task_log::rfc3339(row.created_ms)),
+        updated_at: Some(task_log::rfc3339(row.updated_ms)),
+        user_address: row.submitted_address.clone(),
+        pre_trained_model_hash: row.model_hash.clone(),
+        dataset_hash: row.dataset_hash.clone(),
+        training_params: row.training_params.clone(),
+        fee: task
+            .fee
+            .map_or_else(|| "0".to_owned(), |fee| fee.total.to_string()),
+        nonce: row.nonce.clone(),
+        signature: row.signature.clone(),
+        progress: task.state.as_str().to_owned(),
+        deliver_index: 0,
+        deliver_time: task.deliver_time_s.unwrap_or(0),
+        model_type: u8::from(
+            app.catalogue
+                .find(&row.model_hash)
+                .is_some_and(|entry| !entry.config.is_predefined),
+        ),
+        wait: false,
+        failure_reason: task
+            .failure
+            .as_ref()
+            .map(|failure| format!("{}: {}", failure.reason, failure.detail)),
+        stage: stage(task),
+        queue_position,
+        ack_deadline: task.ack_deadline_s,
+        settled_with_secret: task.settled_with_secret,
+        tokens: task.fee.map(|fee| fee.tokens_per_epoch),
+        fee_breakdown: task.fee.map(|fee| FeeBreakdown {
+            billed_tokens: fee.billed_tokens,
+            price_per_token: fee.price_per_token.to_string(),
+            price_coefficient: fee.price_coefficient,
+            training_fee: fee.training_fee.to_string(),
+            storage_fee: fee.storage_fee.to_string(),
+            total: fee.total.to_string(),
+        }),
+        training: row
+            .progress
+            .as_deref()
+            .and_then(|text| serde_json::from_str(text).ok()),
+        model_root_hash: task.root_hash.map(|root| root.to_string()),
+        states,
+    })
+}
+
+/// What is being done, in words; the state where nothing is.
+fn stage(task: &Task) -> Option<String> {
+    use zerog_lifecycle::EffectKind as K;
+    let kind = task.work.or(task.timer)?.kind;
+    let words = match kind {
+        K::Prepare => "checking the dataset and counting tokens",
+        K::Train => "training",
+        K::Seal => "encrypting the result",
+        K::Publish => "storing the result",
+        K::AddDeliverable => "writing the result to the chain",
+        K::AckDeadline => "waiting for the user to acknowledge",
+        K::Retention => "not acknowledged in time; kept until the retention ends",
+        K::Settle => "settling the fee and publishing the key",
+        K::SettleUnacknowledged => "settling the penalty",
+        K::Abandon => "giving the deliverable up",
+        K::RegisterAdapter | K::CleanUp => return None,
+    };
+    let again = if task.failures > 0 {
+        format!(" (attempt {})", task.failures.saturating_add(1))
+    } else {
+        String::new()
+    };
+    Some(format!("{words}{again}"))
+}

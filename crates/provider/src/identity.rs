@@ -1,0 +1,203 @@
+//! The enclave's keys and quotes.
+
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use alloy_primitives::Address;
+use rand::RngCore;
+use zerog_attestation::{
+    BackendError, Collateral, DstackBackend, EnclaveKeys, KeyError, Simulated, SimulatedOptions,
+    TeeBackend, TeeKind,
+};
+use zeroize::Zeroizing;
+
+use crate::config::IdentityConfig;
+
+/// File of a simulated enclave's seed.
+const SEED_FILE: &str = "enclave-seed";
+
+/// Why the provider has no identity.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum IdentityError {
+    /// The TEE does not answer.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// The keys could not be derived.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
+    /// There is no dstack agent.
+    #[error(
+        "no dstack guest agent was found: run inside a dstack TDX guest, or set identity.tee = \"simulated\" on chain 31337"
+    )]
+    NoAgent,
+    /// The seed file cannot be used.
+    #[error("the enclave seed file cannot be used: {0}")]
+    Seed(#[from] std::io::Error),
+}
+
+/// Keys, cached quotes and the way to fresh ones.
+#[derive(Clone)]
+pub struct Identity {
+    backend: Arc<dyn TeeBackend>,
+    keys: EnclaveKeys,
+    legacy_quote: Arc<str>,
+    structured_quote: Arc<str>,
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Identity")
+            .field("keys", &self.keys)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Identity {
+    /// Derives the keys and takes both quotes. Blocks for as long as the TEE takes.
+    ///
+    /// # Errors
+    /// See [`IdentityError`].
+    pub fn establish(
+        config: &IdentityConfig,
+        data_dir: &Path,
+        chain_id: u64,
+    ) -> Result<Self, IdentityError> {
+        let backend: Arc<dyn TeeBackend> = match config {
+            IdentityConfig::Simulated => {
+                Simulated::check_chain(chain_id)?;
+                Arc::new(Simulated::new(SimulatedOptions::new(*seed(data_dir)?)))
+            }
+            IdentityConfig::Dstack {
+                socket: Some(socket),
+            } => Arc::new(DstackBackend::new(socket)),
+            IdentityConfig::Dstack { socket: None } => {
+                Arc::new(DstackBackend::discover().ok_or(IdentityError::NoAgent)?)
+            }
+        };
+        let keys = EnclaveKeys::derive(backend.as_ref())?;
+        let legacy_quote = backend.quote(&keys.legacy_report_data())?.to_json().into();
+        let structured_quote = backend
+            .quote(&keys.structured_report_data())?
+            .to_json()
+            .into();
+        Ok(Self {
+            backend,
+            keys,
+            legacy_quote,
+            structured_quote,
+        })
+    }
+
+    /// Every key of the enclave.
+    #[must_use]
+    pub fn keys(&self) -> &EnclaveKeys {
+        &self.keys
+    }
+
+    /// Address that signs deliveries, settlements and responses.
+    #[must_use]
+    pub fn signer(&self) -> Address {
+        self.keys.signer_address()
+    }
+
+    /// Whether the quotes prove nothing.
+    #[must_use]
+    pub fn is_simulated(&self) -> bool {
+        self.backend.kind() == TeeKind::Simulated
+    }
+
+    /// Body of `/v1/quote`, or of `?legacy=false`.
+    #[must_use]
+    pub fn quote(&self, is_legacy: bool) -> Arc<str> {
+        Arc::clone(if is_legacy {
+            &self.legacy_quote
+        } else {
+            &self.structured_quote
+        })
+    }
+
+    /// A fresh quote that answers a caller's nonce. Blocks.
+    ///
+    /// # Errors
+    /// [`BackendError`].
+    pub fn challenge(&self, nonce: &[u8; 32]) -> Result<String, BackendError> {
+        Ok(self
+            .backend
+            .quote(&self.keys.challenge_report_data(nonce, None))?
+            .to_json())
+    }
+
+    /// Collateral of the development root; `None` on hardware.
+    #[must_use]
+    pub fn development_collateral(&self, now_s: u64) -> Option<Collateral> {
+        self.is_simulated()
+            .then(|| zerog_attestation::backend::simulated::development_collateral(now_s))
+    }
+}
+
+/// The seed of a simulated enclave: made once, then the same at every start.
+fn seed(data_dir: &Path) -> Result<Zeroizing<[u8; 32]>, std::io::Error> {
+    let path = data_dir.join(SEED_FILE);
+    let mut seed = Zeroizing::new([0u8; 32]);
+    match std::fs::read_to_string(&path) {
+        Ok(text) => {
+            let text = Zeroizing::new(text);
+            hex::decode_to_slice(text.trim(), seed.as_mut_slice()).map_err(|_| {
+                std::io::Error::other(format!("{} is damaged; it holds 64 digits", path.display()))
+            })?;
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            rand::rng().fill_bytes(seed.as_mut_slice());
+            let temporary = data_dir.join(format!("{SEED_FILE}.new"));
+            let _ = std::fs::remove_file(&temporary);
+            let mut file = std::fs::OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&temporary)?;
+            file.write_all(Zeroizing::new(hex::encode(*seed)).as_bytes())?;
+            file.sync_all()?;
+            // A second process that was faster keeps its seed.
+            match std::fs::hard_link(&temporary, &path) {
+                Ok(()) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                    std::fs::remove_file(&temporary)?;
+                    return self::seed(data_dir);
+                }
+                Err(error) => return Err(error),
+            }
+            std::fs::remove_file(&temporary)?;
+            crate::vault::sync_folder(data_dir)?;
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(seed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_simulated_identity_is_stable_and_private() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let first = Identity::establish(&IdentityConfig::Simulated, folder.path(), 31337).unwrap();
+        let second = Identity::establish(&IdentityConfig::Simulated, folder.path(), 31337).unwrap();
+        assert_eq!(first.signer(), second.signer());
+        let mode = std::fs::metadata(folder.path().join(SEED_FILE))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert!(first.quote(true).contains("\"simulated\":true"));
+        assert_ne!(first.quote(true), first.quote(false));
+        let other = tempfile::tempdir().unwrap();
+        let other = Identity::establish(&IdentityConfig::Simulated, other.path(), 31337).unwrap();
+        assert_ne!(first.signer(), other.signer());
+        assert!(Identity::establish(&IdentityConfig::Simulated, folder.path(), 16661).is_err());
+    }
+}

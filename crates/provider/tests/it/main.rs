@@ -1,0 +1,8 @@
+//! The provider against real neighbours: an embedded chain with the real contracts, an embedded storage node, SQLite (and
+//! PostgreSQL when `TEST_DATABASE_URL` is set), and real training on the small base model.
+
+mod http;
+mod recovery;
+mod store;
+mod walk;
+mod world;
