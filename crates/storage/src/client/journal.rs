@@ -60,7 +60,7 @@ pub(super) enum Journal<'a> {
     Memory(&'a mut Memory),
     File {
         path: PathBuf,
-        entry: Entry,
+        entry: Box<Entry>,
         lock: File,
         lock_path: PathBuf,
     },
@@ -108,7 +108,7 @@ impl<'a> Journal<'a> {
         let entry = match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes)
                 .map_err(|_| Error::DamagedJournal { path: path.clone() })?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Entry::default(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Box::default(),
             Err(source) => return Err(Error::File { path, source }),
         };
         Ok(Self::File {

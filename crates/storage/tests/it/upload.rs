@@ -110,9 +110,9 @@ async fn an_upload_interrupted_after_paying_is_completed_without_paying() {
         Behaviour::Refuse("disk full")
     })
     .await;
-    let journal_dir = Some(chain.directory.path().join("journal"));
+    let journal_dir = chain.directory.path().join("journal");
     let interrupted = client(ClientOptions {
-        journal_dir: journal_dir.clone(),
+        journal_dir: Some(journal_dir.clone()),
         ..ClientOptions::node(broken)
     });
     let error = interrupted
@@ -126,7 +126,7 @@ async fn an_upload_interrupted_after_paying_is_completed_without_paying() {
     assert_eq!(chain.submissions().await, 1);
 
     let again = client(ClientOptions {
-        journal_dir: journal_dir.clone(),
+        journal_dir: Some(journal_dir.clone()),
         ..ClientOptions::node(node.node_url())
     });
     let outcome = again
@@ -137,7 +137,7 @@ async fn an_upload_interrupted_after_paying_is_completed_without_paying() {
     assert!(outcome.tx_hash.is_some() && outcome.fee > U256::ZERO);
     assert_eq!(chain.submissions().await, 1);
     assert_eq!(
-        std::fs::read_dir(journal_dir.unwrap()).unwrap().count(),
+        std::fs::read_dir(journal_dir).unwrap().count(),
         0,
         "a finished upload leaves no journal"
     );
