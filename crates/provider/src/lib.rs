@@ -48,9 +48,4 @@ pub use identity::IdentityError;
 pub use inference_role::EngineStartError;
 pub use outbox::OutboxError;
 pub use vault::VaultError;
-
-/// The training process: what the hidden `train --job DIR` of a binary that embeds the provider calls.
-pub fn train_child(job_directory: &std::path::Path) -> std::process::ExitCode {
-    zerog_trainer::child_main(job_directory)
-}
 pub use zerog_trainer::child_main as train_child;
