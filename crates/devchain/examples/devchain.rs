@@ -1,5 +1,5 @@
 //! Serves a chain with development methods on the given port (0 picks one) until Ctrl-C:
-//! `cargo run -p zerog-devchain --example serve -- 8545`
+//! `cargo run -p zerog-devchain --example devchain -- 8545`
 
 #![allow(clippy::print_stdout, reason = "the address is this program's output")]
 

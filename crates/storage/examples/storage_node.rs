@@ -1,5 +1,5 @@
 //! Serves an embedded chain with all contracts and a storage node until Ctrl-C, and prints where they are:
-//! `cargo run -p zerog-storage --features node --example serve`
+//! `cargo run -p zerog-storage --features node --example storage_node`
 
 #![allow(
     clippy::print_stdout,
