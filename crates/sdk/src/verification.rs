@@ -63,7 +63,6 @@ pub struct VerificationReport {
 /// What a client needs to know before it sends data to an enclave.
 #[derive(Debug, Clone)]
 pub(crate) struct VerifiedEnclave {
-    pub(crate) verdict: Verdict,
     /// X25519 key, when the enclave takes sealed data.
     pub(crate) sealing_key: Option<[u8; 32]>,
 }
@@ -71,7 +70,6 @@ pub(crate) struct VerifiedEnclave {
 /// The registered side of a service.
 #[derive(Debug, Clone)]
 pub(crate) struct Registration {
-    pub(crate) kind: ServiceKind,
     pub(crate) provider: Address,
     pub(crate) url: String,
     pub(crate) signer: Address,
@@ -98,7 +96,6 @@ impl Context {
                     .await?
                     .ok_or_else(missing)?;
                 Registration {
-                    kind,
                     provider,
                     url: service.url,
                     signer: service.tee_signer,
@@ -113,7 +110,6 @@ impl Context {
                     .await?
                     .ok_or_else(missing)?;
                 Registration {
-                    kind,
                     provider,
                     url: service.url,
                     signer: service.tee_signer,
@@ -153,7 +149,6 @@ impl Context {
         let seals = QuoteBundle::parse(&answer.body).is_ok_and(|bundle| bundle.seals(SEAL_VERSION));
         let sealing_key = verdict.sealing_key.filter(|_| seals);
         Ok(VerifiedEnclave {
-            verdict,
             sealing_key,
         })
     }

@@ -15,6 +15,7 @@ use alloy_primitives::Address;
 use crate::broker::Context;
 use crate::error::{Result, ServiceKind};
 use crate::ledger::Ledger;
+use crate::progress::Progress;
 use crate::verification::{VerificationReport, VerificationStep};
 
 /// `broker.fine_tuning`.
@@ -43,5 +44,20 @@ impl FineTuning {
         self.context
             .verify_service(provider, ServiceKind::FineTuning, output_dir, on_log)
             .await
+    }
+
+    /// Refuses a provider whose enclave does not satisfy the broker's requirement; uploads and deployments do the same
+    /// by themselves.
+    ///
+    /// # Errors
+    /// [`crate::Error::VerificationFailed`], [`crate::Error::ServiceMissing`], or an unreachable provider.
+    pub async fn require_verified(
+        &self,
+        provider: Address,
+        mut on_progress: impl FnMut(Progress) + Send,
+    ) -> Result<()> {
+        let registration = self.context.registration(provider, ServiceKind::FineTuning).await?;
+        self.context.require_enclave(&registration, &mut on_progress).await?;
+        Ok(())
     }
 }

@@ -1,0 +1,36 @@
+//! One function per command.
+
+mod auth;
+mod completion;
+mod fine_tuning;
+mod inference;
+mod ledger;
+mod network;
+
+mod task;
+mod walk;
+
+use crate::app::App;
+use crate::args::Command;
+use crate::exit_code::{OK, Outcome};
+
+/// Runs a command and returns its exit code.
+pub(crate) async fn run(app: &App, command: Command) -> Outcome<u8> {
+    match command {
+        Command::SetupNetwork(arguments) => network::setup(app, &arguments).await?,
+        Command::ShowNetwork => network::show(app).await?,
+        Command::Login(arguments) => auth::login(app, &arguments)?,
+        Command::Logout => auth::logout(app)?,
+        Command::Deposit(amount) => ledger::deposit(app, amount.amount).await?,
+        Command::AddAccount(amount) => ledger::add_account(app, amount.amount).await?,
+        Command::GetAccount => ledger::get_account(app).await?,
+        Command::GetSubAccount(account) => ledger::get_sub_account(app, &account).await?,
+        Command::TransferFund(transfer) => ledger::transfer_fund(app, &transfer).await?,
+        Command::RetrieveFund(retrieve) => ledger::retrieve_fund(app, &retrieve).await?,
+        Command::Refund(amount) => ledger::refund(app, amount.amount).await?,
+        Command::FineTuning(command) => return fine_tuning::run(app, command).await,
+        Command::Inference(command) => return inference::run(app, command).await,
+        Command::Completion { shell } => completion::print(shell),
+    }
+    Ok(OK)
+}
