@@ -18,6 +18,11 @@ use crate::run::run;
 /// object a line. `SIGTERM` and `SIGINT` end the run after a checkpoint. The exit codes are
 /// those of [`exit`].
 pub fn child_main(job_directory: &Path) -> ExitCode {
+    ExitCode::from(child_status(job_directory))
+}
+
+/// As [`child_main`], with the exit code as a number.
+pub fn child_status(job_directory: &Path) -> u8 {
     let stop = Arc::new(AtomicBool::new(false));
     let mut report = |record: &Progress| {
         let mut output = std::io::stdout().lock();
@@ -25,9 +30,8 @@ pub fn child_main(job_directory: &Path) -> ExitCode {
         output.write_all(b"\n")?;
         output.flush()
     };
-    let outcome = run_child(job_directory, &stop, &mut report);
-    let Err(error) = outcome else {
-        return ExitCode::from(exit::DONE);
+    let Err(error) = run_child(job_directory, &stop, &mut report) else {
+        return exit::DONE;
     };
     if !matches!(error, TrainError::Stopped { .. }) {
         // The exit code says the same; a parent that is gone loses nothing.
@@ -36,7 +40,7 @@ pub fn child_main(job_directory: &Path) -> ExitCode {
             message: error.to_string(),
         });
     }
-    ExitCode::from(error.exit_code())
+    error.exit_code()
 }
 
 fn run_child(

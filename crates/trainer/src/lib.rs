@@ -26,7 +26,7 @@ mod step;
 
 pub use batches::{Order, PACK_TOKENS, pack};
 pub use canary::{CANARY_MEMBER, CANARY_VERSION, Canary, CanaryProbe};
-pub use child::child_main;
+pub use child::{child_main, child_status};
 pub use error::{TrainError, exit};
 pub use greedy::greedy_answer;
 pub use job::{JOB_VERSION, Job, JobDirectory, read_key};

@@ -1,6 +1,6 @@
 //! Job directories: what goes in, what comes out, and every way in which a run ends.
 
-use std::io::{Cursor, Read};
+use std::io::{BufRead, BufReader, Cursor, Read, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -455,4 +455,93 @@ fn a_run_whose_parent_is_gone_stops_with_a_checkpoint() {
         records[0],
         Progress::Started { resumed_at: 1, .. }
     ));
+}
+
+const CHILD_JOB: &str = "ZEROG_TEST_CHILD_JOB";
+
+/// Not a test by itself: the process that the next test starts.
+#[test]
+fn child() {
+    if let Some(directory) = std::env::var_os(CHILD_JOB) {
+        let status = zerog_trainer::child_status(Path::new(&directory));
+        std::process::exit(i32::from(status));
+    }
+}
+
+fn spawn_child(directory: &JobDirectory, key_line: &str) -> std::process::Child {
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "jobs::child", "--nocapture"])
+        .env(CHILD_JOB, directory.path())
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(key_line.as_bytes())
+        .unwrap();
+    child
+}
+
+/// The progress records among what the test harness prints.
+fn records(output: impl Read) -> impl Iterator<Item = Progress> {
+    BufReader::new(output)
+        .lines()
+        .map_while(Result::ok)
+        .filter_map(|line| serde_json::from_str(&line[line.find('{')?..]).ok())
+}
+
+/// As a process: the key on standard input, records on standard output, `SIGTERM` stops after a
+/// checkpoint with its own exit code, and the same job goes on from there.
+#[test]
+fn the_process_stops_on_request_and_goes_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let params = TrainingParams {
+        num_train_epochs: 100,
+        ..params()
+    };
+    let directory = prepare(directory.path(), DATASET, params);
+    let line = format!("{}\n", hex::encode(key().expose_bytes()));
+
+    let mut child = spawn_child(&directory, &line);
+    let mut seen = records(child.stdout.take().unwrap());
+    assert!(seen.any(|record| matches!(record, Progress::Step { step: 3, .. })));
+    let killed = std::process::Command::new("kill")
+        .args(["-TERM", &child.id().to_string()])
+        .status();
+    assert!(killed.unwrap().success());
+    let rest: Vec<Progress> = seen.collect();
+    assert_eq!(
+        child.wait().unwrap().code(),
+        Some(i32::from(exit::STOPPED)),
+        "{rest:?}"
+    );
+    assert!(!directory.adapter().exists());
+
+    let mut child = spawn_child(&directory, &line);
+    let seen: Vec<Progress> = records(child.stdout.take().unwrap()).collect();
+    assert_eq!(child.wait().unwrap().code(), Some(i32::from(exit::DONE)));
+    assert!(
+        matches!(seen[0], Progress::Started { resumed_at, .. } if resumed_at >= 3),
+        "{:?}",
+        seen[0]
+    );
+    assert!(matches!(
+        seen.last(),
+        Some(Progress::Finished { steps: 200, .. })
+    ));
+    assert!(directory.adapter().exists());
+
+    let mut child = spawn_child(&directory, "no key\n");
+    let seen: Vec<Progress> = records(child.stdout.take().unwrap()).collect();
+    assert_eq!(
+        child.wait().unwrap().code(),
+        Some(i32::from(exit::BAD_INPUT))
+    );
+    assert!(
+        matches!(&seen[..], [Progress::Failed { code, .. }] if code == "bad_key"),
+        "{seen:?}"
+    );
 }
