@@ -1,0 +1,439 @@
+//! The documented walk of the command line, command by command, against a running network; and its refusals.
+
+use std::fs;
+use std::time::Duration;
+
+use crate::support::{Cli, Network, fixture, wait_for};
+
+const MODEL: &str = "Qwen2.5-0.5B-Instruct";
+const PARAMS: &str = r#"{"neftune_noise_alpha":5,"num_train_epochs":2,"per_device_train_batch_size":4,"learning_rate":0.002,"max_steps":12}"#;
+
+fn progress(cli: &Cli, provider: &str, task: &str) -> String {
+    let view = cli.json(&[
+        "fine-tuning",
+        "get-task",
+        "--provider",
+        provider,
+        "--task",
+        task,
+    ]);
+    view["progress"].as_str().unwrap().to_owned()
+}
+
+fn wait_progress(cli: &Cli, provider: &str, task: &str, wanted: &str) {
+    wait_for(
+        &format!("the task to be {wanted}"),
+        Duration::from_secs(180),
+        || {
+            let state = progress(cli, provider, task);
+            assert!(
+                !matches!(state.as_str(), "Failed" | "Cancelled"),
+                "{}",
+                cli.ok(&[
+                    "fine-tuning",
+                    "get-log",
+                    "--provider",
+                    provider,
+                    "--task",
+                    task
+                ])
+            );
+            (state == wanted).then_some(())
+        },
+    );
+}
+
+#[test]
+fn the_documented_commands_take_a_dataset_from_storage_to_a_chat() {
+    let network = Network::start(&[]);
+    let provider = network.info.provider_address.to_string();
+    let p = provider.as_str();
+    let cli = Cli::logged_in(&network, 0);
+
+    cli.ok(&["deposit", "--amount", "3"]);
+    cli.ok(&[
+        "transfer-fund",
+        "--provider",
+        p,
+        "--amount",
+        "1",
+        "--service",
+        "fine-tuning",
+    ]);
+    assert!(cli.ok(&["get-account"]).contains('3'));
+    let services = cli.ok(&["fine-tuning", "list-providers"]);
+    assert!(
+        services.contains("Provider 1") && services.contains(p) && services.contains('✓'),
+        "{services}"
+    );
+    assert!(
+        cli.ok(&["fine-tuning", "list-models"])
+            .contains("mock-model")
+    );
+
+    // The data path of the documentation: storage first, the root in the task.
+    let dataset = fixture("datasets/willow-farm.instruction.jsonl");
+    let uploaded = cli.ok(&["fine-tuning", "upload", "--data-path", &dataset, "--yes"]);
+    let root = uploaded
+        .lines()
+        .rev()
+        .find_map(|line| line.split("Root hash: ").nth(1))
+        .expect("a root hash")
+        .trim()
+        .to_owned();
+    let copy = cli.path("copy.jsonl");
+    cli.ok(&[
+        "fine-tuning",
+        "download",
+        "--data-path",
+        &copy,
+        "--data-root",
+        &root,
+    ]);
+    assert_eq!(fs::read(&copy).unwrap(), fs::read(&dataset).unwrap());
+
+    let params = cli.write("params.json", PARAMS);
+    let counted = cli.ok(&[
+        "fine-tuning",
+        "calculate-token",
+        "--model",
+        MODEL,
+        "--dataset-path",
+        &dataset,
+        "--provider",
+        p,
+    ]);
+    let tokens = counted
+        .lines()
+        .find_map(|line| line.split(": ").nth(1))
+        .unwrap()
+        .trim()
+        .to_owned();
+    assert!(tokens.parse::<u64>().unwrap() > 500, "{counted}");
+
+    let created = cli.ok(&[
+        "fine-tuning",
+        "create-task",
+        "--provider",
+        p,
+        "--model",
+        MODEL,
+        "--dataset",
+        &root,
+        "--config-path",
+        &params,
+        "--data-size",
+        &tokens,
+    ]);
+    for line in [
+        "Verify provider...",
+        "Provider verified",
+        "Created Task ID: ",
+    ] {
+        assert!(created.contains(line), "{created}");
+    }
+    let task = created
+        .split("Created Task ID: ")
+        .nth(1)
+        .unwrap()
+        .lines()
+        .next()
+        .unwrap()
+        .trim()
+        .to_owned();
+
+    wait_progress(&cli, p, &task, "Delivered");
+    let table = cli.ok(&["fine-tuning", "get-task", "--provider", p, "--task", &task]);
+    for field in [
+        "ID",
+        "Created At",
+        "Pre-trained Model Hash",
+        "Dataset Hash",
+        "Training Params",
+        "Fee (neuron)",
+        "Progress",
+    ] {
+        assert!(table.contains(&format!("│ {field}")), "{table}");
+    }
+    assert!(
+        cli.ok(&["fine-tuning", "list-tasks", "--provider", p])
+            .contains(&task)
+    );
+    let log = cli.ok(&["fine-tuning", "get-log", "--provider", p, "--task", &task]);
+    assert!(
+        log.contains("creating task....") && log.contains("'loss'"),
+        "{log}"
+    );
+    assert!(
+        log.contains(&format!(
+            "Training model for task {task} completed successfully"
+        )),
+        "{log}"
+    );
+
+    // Decrypting before acknowledging is refused, acknowledging a second task is not needed yet.
+    let encrypted = cli.path("model.bin");
+    let zip = cli.path("model.zip");
+    fs::write(&encrypted, b"not yet").unwrap();
+    cli.run(&[
+        "fine-tuning",
+        "decrypt-model",
+        "--provider",
+        p,
+        "--task-id",
+        &task,
+        "--encrypted-model",
+        &encrypted,
+        "--output",
+        &zip,
+    ]);
+    assert!(!std::path::Path::new(&zip).exists());
+    fs::remove_file(&encrypted).unwrap();
+
+    let acknowledged = cli.ok(&[
+        "fine-tuning",
+        "acknowledge-model",
+        "--provider",
+        p,
+        "--task-id",
+        &task,
+        "--data-path",
+        &encrypted,
+        "--download-method",
+        "tee",
+    ]);
+    assert!(acknowledged.contains("Acknowledged model"));
+    wait_progress(&cli, p, &task, "Finished");
+    let decrypted = cli.ok(&[
+        "fine-tuning",
+        "decrypt-model",
+        "--provider",
+        p,
+        "--task-id",
+        &task,
+        "--encrypted-model",
+        &encrypted,
+        "--output",
+        &zip,
+    ]);
+    assert!(decrypted.contains("Decrypted model"));
+    assert_eq!(&fs::read(&zip).unwrap()[..4], b"PK\x03\x04");
+
+    let name = cli.ok(&[
+        "fine-tuning",
+        "get-adapter-name",
+        "--model",
+        MODEL,
+        "--task-id",
+        &task,
+    ]);
+    assert!(
+        name.contains(&format!("ft-Qwen2-5-0-5B-Instruct-{}", &task[..12])),
+        "{name}"
+    );
+    cli.ok(&[
+        "fine-tuning",
+        "deploy-adapter",
+        "--provider",
+        p,
+        "--model",
+        MODEL,
+        "--task-id",
+        &task,
+        "--wait",
+    ]);
+    let chat = cli.ok(&[
+        "fine-tuning",
+        "chat",
+        "--provider",
+        p,
+        "--model",
+        MODEL,
+        "--task-id",
+        &task,
+        "--message",
+        "When is the farm open?",
+        "--verify",
+    ]);
+    assert!(
+        chat.contains("Assistant: ") && chat.contains("Tokens: "),
+        "{chat}"
+    );
+
+    // Simulated evidence is named as such, with an exit code of its own.
+    cli.fails(
+        12,
+        &[
+            "fine-tuning",
+            "verify",
+            "--provider",
+            p,
+            "--output-dir",
+            &cli.path(""),
+        ],
+    );
+    cli.ok(&["inference", "acknowledge-provider", "--provider", p]);
+    assert!(cli.ok(&["inference", "list-providers"]).contains(p));
+    assert!(
+        cli.ok(&["inference", "get-secret", "--provider", p])
+            .contains("app-sk-")
+    );
+    cli.ok(&[
+        "fine-tuning",
+        "model-usage",
+        "--provider",
+        p,
+        "--model",
+        "mock-model",
+        "--output",
+        &cli.path("usage.md"),
+    ]);
+    assert!(
+        fs::read_to_string(cli.path("usage.md"))
+            .unwrap()
+            .contains("mock-model")
+    );
+
+    // The rest of the money goes back by itself: request, then out after the lock.
+    cli.ok(&["retrieve-fund"]);
+    let account = cli.json(&[
+        "get-sub-account",
+        "--provider",
+        p,
+        "--service",
+        "fine-tuning",
+    ]);
+    assert_ne!(
+        account["pending_refund"]
+            .as_str()
+            .or(account["account"]["pending_refund"].as_str()),
+        Some("0"),
+        "{account}"
+    );
+}
+
+#[test]
+fn one_verb_does_the_whole_walk() {
+    let network = Network::start(&[]);
+    let cli = Cli::logged_in(&network, 4);
+    let params = cli.write("params.json", PARAMS);
+    let output = cli.ok(&[
+        "fine-tuning",
+        "run",
+        "--dataset-path",
+        &fixture("datasets/star-island.completion.jsonl"),
+        "--model",
+        MODEL,
+        "--config-path",
+        &params,
+        "--output-dir",
+        &cli.path("out"),
+        "--yes",
+    ]);
+    assert!(output.contains("ft-Qwen2-5-0-5B-Instruct-"), "{output}");
+    let found = walk(&cli.path("out"));
+    assert!(
+        found
+            .iter()
+            .any(|file| file.ends_with("adapter_model.safetensors")),
+        "{found:?}"
+    );
+}
+
+fn walk(folder: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(walk(path.to_str().unwrap()));
+        } else {
+            found.push(path.to_str().unwrap().to_owned());
+        }
+    }
+    found
+}
+
+#[test]
+fn refusals_name_the_remedy_and_have_their_own_exit_codes() {
+    let network = Network::start(&[]);
+    let provider = network.info.provider_address.to_string();
+    let p = provider.as_str();
+    let cli = Cli::logged_in(&network, 5);
+    let params = cli.write("params.json", PARAMS);
+    let dataset = fixture("datasets/star-island.completion.jsonl");
+    let create = |model: &str, dataset: &str, params: &str| {
+        cli.run(&[
+            "fine-tuning",
+            "create-task",
+            "--provider",
+            p,
+            "--model",
+            model,
+            "--dataset-path",
+            dataset,
+            "--config-path",
+            params,
+        ])
+    };
+    let refused = |output: std::process::Output, code: i32, words: &[&str]| {
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{stderr}");
+        for word in words {
+            assert!(stderr.contains(word), "no `{word}` in: {stderr}");
+        }
+    };
+
+    // No account yet: funds.
+    refused(create(MODEL, &dataset, &params), 4, &["transfer-fund"]);
+    cli.ok(&["deposit", "--amount", "4"]);
+    cli.ok(&[
+        "transfer-fund",
+        "--provider",
+        p,
+        "--amount",
+        "1",
+        "--service",
+        "fine-tuning",
+    ]);
+
+    let broken = cli.write(
+        "broken.jsonl",
+        "{\"prompt\": \"a\", \"completion\": \"b\"}\n{\"prompt\": oops}\n",
+    );
+    refused(create(MODEL, &broken, &params), 5, &["line 2", "column"]);
+    let empty = cli.write("empty.jsonl", "");
+    refused(create(MODEL, &empty, &params), 5, &["empty"]);
+    let untrained = cli.write(
+        "untrained.jsonl",
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}]}\n",
+    );
+    refused(create(MODEL, &untrained, &params), 5, &["assistant"]);
+    refused(create("gpt-5", &dataset, &params), 5, &["gpt-5"]);
+    let unknown = cli.write("unknown.json", r#"{"learning_rat": 0.1}"#);
+    refused(create(MODEL, &dataset, &unknown), 5, &["learning_rate"]);
+    let range = cli.write("range.json", r#"{"lora_rank": 4096}"#);
+    refused(create(MODEL, &dataset, &range), 5, &["lora_rank", "128"]);
+
+    let stranger = "6b607314-88b0-4fef-91e7-43227a54de57";
+    cli.fails(
+        6,
+        &[
+            "fine-tuning",
+            "get-task",
+            "--provider",
+            p,
+            "--task",
+            stranger,
+        ],
+    );
+    cli.fails(2, &["fine-tuning", "create-task", "--provider", p]);
+    let down = cli.run(&["--rpc", "http://127.0.0.1:9", "get-account"]);
+    assert_eq!(
+        down.status.code(),
+        Some(7),
+        "{}",
+        String::from_utf8_lossy(&down.stderr)
+    );
+    let bad_key = cli.write("bad.key", "not a key");
+    cli.fails(3, &["--key-file", &bad_key, "get-account"]);
+}

@@ -1,0 +1,225 @@
+//! Starting the real binaries, waiting for what they say, and stopping them by process id whatever happens.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use zerog_devnet::ReadyInfo;
+
+/// The `0g-compute-devnet` binary of this build.
+pub(crate) fn devnet_binary() -> PathBuf {
+    PathBuf::from(env!("CARGO_BIN_EXE_0g-compute-devnet"))
+}
+
+/// Another binary of the workspace: named by the environment, or beside this package's own.
+pub(crate) fn binary(variable: &str, name: &str) -> PathBuf {
+    let path = std::env::var_os(variable)
+        .map_or_else(|| devnet_binary().with_file_name(name), PathBuf::from);
+    assert!(
+        path.exists(),
+        "{} is missing: run `cargo build --workspace --bins` first",
+        path.display()
+    );
+    path
+}
+
+/// A child process that is killed when it goes out of scope.
+pub(crate) struct Process(Child);
+
+impl Process {
+    pub(crate) fn spawn(command: &mut Command) -> Self {
+        Self(
+            command
+                .stdin(Stdio::null())
+                .spawn()
+                .expect("the binary starts"),
+        )
+    }
+
+    /// SIGKILL, as a power cut would.
+    pub(crate) fn kill(&mut self) {
+        self.0.kill().expect("the process is ours");
+        self.0.wait().expect("the process is ours");
+    }
+
+    pub(crate) fn exit_status(&mut self) -> Option<std::process::ExitStatus> {
+        self.0.try_wait().expect("the process is ours")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A running `0g-compute-devnet up` on free ports.
+pub(crate) struct Network {
+    pub(crate) info: ReadyInfo,
+    pub(crate) folder: tempfile::TempDir,
+    _process: Process,
+}
+
+impl Network {
+    pub(crate) fn start(arguments: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let ready_file = folder.path().join("ready.json");
+        let log = fs::File::create(folder.path().join("devnet.log")).unwrap();
+        let mut process = Process::spawn(
+            Command::new(devnet_binary())
+                .args([
+                    "up",
+                    "--rpc-port",
+                    "0",
+                    "--storage-port",
+                    "0",
+                    "--provider-port",
+                    "0",
+                    "--ready-file",
+                ])
+                .arg(&ready_file)
+                .args(arguments)
+                .stdout(Stdio::null())
+                .stderr(log),
+        );
+        let text = wait_for("the network to be ready", Duration::from_secs(60), || {
+            if let Some(status) = process.exit_status() {
+                panic!(
+                    "the network ended with {status}: {}",
+                    fs::read_to_string(folder.path().join("devnet.log")).unwrap()
+                );
+            }
+            fs::read_to_string(&ready_file).ok()
+        });
+        Self {
+            info: serde_json::from_str(&text).unwrap(),
+            folder,
+            _process: process,
+        }
+    }
+}
+
+/// Polls until `attempt` gives something, or panics naming what was waited for.
+pub(crate) fn wait_for<T>(
+    what: &str,
+    timeout: Duration,
+    mut attempt: impl FnMut() -> Option<T>,
+) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(found) = attempt() {
+            return found;
+        }
+        assert!(started.elapsed() < timeout, "waited {timeout:?} for {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// The command line with a profile of its own.
+pub(crate) struct Cli {
+    home: PathBuf,
+}
+
+impl Cli {
+    /// A profile on the given network, logged in as one of its accounts.
+    pub(crate) fn logged_in(network: &Network, account: usize) -> Self {
+        let home = network.folder.path().join(format!("home-{account}"));
+        fs::create_dir_all(&home).unwrap();
+        let key_file = home.join("key");
+        fs::write(&key_file, &network.info.accounts[account].private_key).unwrap();
+        let cli = Self { home };
+        let info = &network.info;
+        cli.ok(&[
+            "setup-network",
+            "--network",
+            "devnet",
+            "--rpc",
+            &info.rpc_url,
+            "--storage-indexer",
+            &info.indexer_url,
+        ]);
+        cli.ok(&[
+            "login",
+            "--plaintext",
+            "--key-file",
+            key_file.to_str().unwrap(),
+        ]);
+        cli
+    }
+
+    pub(crate) fn run(&self, arguments: &[&str]) -> Output {
+        Command::new(binary("ZEROG_CLI_BINARY", "0g-compute-cli"))
+            .args(arguments)
+            .env("HOME", &self.home)
+            .env_remove("ZG_PRIVATE_KEY")
+            .env("NO_COLOR", "1")
+            .current_dir(&self.home)
+            .stdin(Stdio::null())
+            .output()
+            .expect("the command line starts")
+    }
+
+    /// Runs a command that must succeed and returns what it printed.
+    pub(crate) fn ok(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        let (stdout, stderr) = texts(&output);
+        assert!(
+            output.status.success(),
+            "{arguments:?} ended with {}\n{stdout}\n{stderr}",
+            output.status
+        );
+        stdout
+    }
+
+    /// Runs a command with `--json` that must succeed and returns its object.
+    pub(crate) fn json(&self, arguments: &[&str]) -> Value {
+        let mut arguments = arguments.to_vec();
+        arguments.push("--json");
+        let text = self.ok(&arguments);
+        serde_json::from_str(&text)
+            .unwrap_or_else(|error| panic!("{arguments:?} printed no JSON: {error}\n{text}"))
+    }
+
+    /// Runs a command that must fail with the given exit code and returns what it said.
+    pub(crate) fn fails(&self, code: i32, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        let (stdout, stderr) = texts(&output);
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "{arguments:?}\n{stdout}\n{stderr}"
+        );
+        stderr
+    }
+
+    pub(crate) fn path(&self, name: &str) -> String {
+        self.home.join(name).to_str().unwrap().to_owned()
+    }
+
+    pub(crate) fn write(&self, name: &str, content: &str) -> String {
+        fs::write(self.home.join(name), content).unwrap();
+        self.path(name)
+    }
+}
+
+fn texts(output: &Output) -> (String, String) {
+    (
+        String::from_utf8_lossy(&output.stdout).into_owned(),
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    )
+}
+
+/// A file of `fixtures/`.
+pub(crate) fn fixture(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../fixtures")
+        .join(name);
+    path.canonicalize()
+        .expect("the fixture exists")
+        .to_str()
+        .unwrap()
+        .to_owned()
+}
