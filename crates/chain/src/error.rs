@@ -144,11 +144,12 @@ impl ChainError {
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
+            // The JSON-RPC codes for a request that is wrong in itself.
+            Self::Rpc { code, .. } => !(-32_602..=-32_600).contains(code),
             Self::Unreachable { .. }
-            | Self::Rpc { .. }
+            | Self::MalformedAnswer { .. }
             | Self::ReceiptTimeout { .. }
             | Self::Underpriced { .. } => true,
-            Self::MalformedAnswer { .. } => true,
             _ => false,
         }
     }

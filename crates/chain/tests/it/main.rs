@@ -1,5 +1,11 @@
 //! The contracts and the client against the embedded chain: real transactions over JSON-RPC.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "helpers of tests are not test functions"
+)]
+
 mod artifacts;
 mod deliverables;
 mod deployment;
