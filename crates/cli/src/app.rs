@@ -32,7 +32,11 @@ pub(crate) struct App {
 
 impl App {
     pub(crate) fn new(global: Global, output: Output) -> Outcome<Self> {
-        Ok(Self { profile: Profile::locate()?, global, output })
+        Ok(Self {
+            profile: Profile::locate()?,
+            global,
+            output,
+        })
     }
 
     /// A broker for the chosen network.
@@ -128,9 +132,14 @@ impl App {
     pub(crate) fn given_password(&self) -> Outcome<Option<Zeroizing<String>>> {
         if let Some(path) = &self.global.password_file {
             let text = read_secret_file(path)?;
-            return Ok(Some(Zeroizing::new(text.trim_end_matches(['\r', '\n']).to_owned())));
+            return Ok(Some(Zeroizing::new(
+                text.trim_end_matches(['\r', '\n']).to_owned(),
+            )));
         }
-        Ok(std::env::var("ZG_KEYSTORE_PASSWORD").ok().filter(|text| !text.is_empty()).map(Zeroizing::new))
+        Ok(std::env::var("ZG_KEYSTORE_PASSWORD")
+            .ok()
+            .filter(|text| !text.is_empty())
+            .map(Zeroizing::new))
     }
 
     /// Asks a question that yes and no answer. Off a terminal, `--yes` must have answered it.
@@ -139,7 +148,9 @@ impl App {
             return Ok(true);
         }
         if !is_interactive() {
-            return Err(Failure::usage(format!("{question} Answer with --yes when there is no terminal")));
+            return Err(Failure::usage(format!(
+                "{question} Answer with --yes when there is no terminal"
+            )));
         }
         let question = format!("{question} (yes/no): ");
         let asking = tokio::task::spawn_blocking(move || {
@@ -162,11 +173,21 @@ pub(crate) fn is_interactive() -> bool {
 
 /// Asks for a line, visibly.
 pub(crate) fn ask(question: &str) -> Outcome<String> {
-    let failed = |error: std::io::Error| Failure::new(crate::exit_code::GENERAL, "input", format!("cannot ask: {error}"));
-    write!(std::io::stderr(), "{question}").and_then(|()| std::io::stderr().flush()).map_err(failed)?;
+    let failed = |error: std::io::Error| {
+        Failure::new(
+            crate::exit_code::GENERAL,
+            "input",
+            format!("cannot ask: {error}"),
+        )
+    };
+    write!(std::io::stderr(), "{question}")
+        .and_then(|()| std::io::stderr().flush())
+        .map_err(failed)?;
     let mut line = String::new();
     if std::io::stdin().read_line(&mut line).map_err(failed)? == 0 {
-        return Err(Failure::usage("the input ended before the question was answered"));
+        return Err(Failure::usage(
+            "the input ended before the question was answered",
+        ));
     }
     Ok(line)
 }
@@ -175,13 +196,29 @@ pub(crate) fn ask(question: &str) -> Outcome<String> {
 pub(crate) fn prompt_secret(question: &str) -> Outcome<Zeroizing<String>> {
     rpassword::prompt_password(question)
         .map(Zeroizing::new)
-        .map_err(|error| Failure::new(AUTHENTICATION, "input", format!("cannot ask for it: {error}")))
+        .map_err(|error| {
+            Failure::new(
+                AUTHENTICATION,
+                "input",
+                format!("cannot ask for it: {error}"),
+            )
+        })
 }
 
 /// Reads a key or password file.
 pub(crate) fn read_secret_file(path: &std::path::Path) -> Outcome<Zeroizing<String>> {
-    let failed = |error: std::io::Error| Failure::new(AUTHENTICATION, "key_file", format!("cannot read {}: {error}", path.display()));
+    let failed = |error: std::io::Error| {
+        Failure::new(
+            AUTHENTICATION,
+            "key_file",
+            format!("cannot read {}: {error}", path.display()),
+        )
+    };
     let mut text = Zeroizing::new(String::new());
-    std::fs::File::open(path).map_err(failed)?.take(MAX_SECRET_BYTES).read_to_string(&mut text).map_err(failed)?;
+    std::fs::File::open(path)
+        .map_err(failed)?
+        .take(MAX_SECRET_BYTES)
+        .read_to_string(&mut text)
+        .map_err(failed)?;
     Ok(text)
 }

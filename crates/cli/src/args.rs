@@ -32,7 +32,12 @@ pub(crate) struct Global {
     #[arg(long, global = true, env = "ZG_RPC_URL", value_name = "URL")]
     pub(crate) rpc: Option<String>,
     /// Storage indexer endpoint.
-    #[arg(long, global = true, env = "ZG_STORAGE_INDEXER_URL", value_name = "URL")]
+    #[arg(
+        long,
+        global = true,
+        env = "ZG_STORAGE_INDEXER_URL",
+        value_name = "URL"
+    )]
     pub(crate) storage_indexer: Option<String>,
     /// Address of the ledger contract.
     #[arg(long, global = true, value_name = "ADDRESS")]
@@ -553,11 +558,13 @@ fn amount(text: &str) -> Result<U256, String> {
 }
 
 fn service(text: &str) -> Result<zerog_sdk::ServiceKind, String> {
-    text.parse().map_err(|error: zerog_sdk::Error| error.to_string())
+    text.parse()
+        .map_err(|error: zerog_sdk::Error| error.to_string())
 }
 
 fn download_method(text: &str) -> Result<zerog_sdk::DownloadMethod, String> {
-    text.parse().map_err(|error: zerog_sdk::Error| error.to_string())
+    text.parse()
+        .map_err(|error: zerog_sdk::Error| error.to_string())
 }
 
 #[cfg(test)]
@@ -576,7 +583,10 @@ mod tests {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/api.md");
         let table = std::fs::read_to_string(path).unwrap();
         let mut named = std::collections::BTreeSet::new();
-        for row in table.lines().filter(|line| line.starts_with("| ") && line.split('|').count() == 6) {
+        for row in table
+            .lines()
+            .filter(|line| line.starts_with("| ") && line.split('|').count() == 6)
+        {
             let cell = row.split('|').nth(4).unwrap();
             named.extend(cell.split('`').skip(1).step_by(2).map(str::to_owned));
         }
@@ -584,13 +594,18 @@ mod tests {
         for name in &named {
             let mut at = &command;
             for word in name.split(' ') {
-                at = at.find_subcommand(word).unwrap_or_else(|| panic!("docs/api.md names `{name}`, which does not exist"));
+                at = at
+                    .find_subcommand(word)
+                    .unwrap_or_else(|| panic!("docs/api.md names `{name}`, which does not exist"));
             }
         }
         for group in command.get_subcommands() {
             let prefix = group.get_name();
             let names: Vec<String> = if group.has_subcommands() {
-                group.get_subcommands().map(|inner| format!("{prefix} {}", inner.get_name())).collect()
+                group
+                    .get_subcommands()
+                    .map(|inner| format!("{prefix} {}", inner.get_name()))
+                    .collect()
             } else {
                 vec![prefix.to_owned()]
             };
@@ -605,7 +620,10 @@ mod tests {
         fn walk(command: &clap::Command) {
             for argument in command.get_arguments() {
                 let name = argument.get_id().as_str();
-                assert!(!["key", "private_key", "password", "mnemonic"].contains(&name), "{name} would put a secret into argv");
+                assert!(
+                    !["key", "private_key", "password", "mnemonic"].contains(&name),
+                    "{name} would put a secret into argv"
+                );
             }
             command.get_subcommands().for_each(walk);
         }

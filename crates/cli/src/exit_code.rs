@@ -55,23 +55,39 @@ pub(crate) type Outcome<T = ()> = Result<T, Failure>;
 impl Failure {
     /// The arguments do not fit together.
     pub(crate) fn usage(message: impl Into<String>) -> Self {
-        Self { exit_code: USAGE, code: "usage".into(), message: message.into() }
+        Self {
+            exit_code: USAGE,
+            code: "usage".into(),
+            message: message.into(),
+        }
     }
 
     /// A failure with its own code.
     pub(crate) fn new(exit_code: u8, code: &str, message: impl Into<String>) -> Self {
-        Self { exit_code, code: code.into(), message: message.into() }
+        Self {
+            exit_code,
+            code: code.into(),
+            message: message.into(),
+        }
     }
 
     /// A local file failed.
     pub(crate) fn file(action: &str, path: &std::path::Path, error: &std::io::Error) -> Self {
-        Self::new(DISK, "file", format!("cannot {action} {}: {error}", path.display()))
+        Self::new(
+            DISK,
+            "file",
+            format!("cannot {action} {}: {error}", path.display()),
+        )
     }
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self { exit_code: of_category(error.category()), code: error.code().to_owned(), message: error.to_string() }
+        Self {
+            exit_code: of_category(error.category()),
+            code: error.code().to_owned(),
+            message: error.to_string(),
+        }
     }
 }
 
@@ -105,8 +121,20 @@ mod tests {
     #[test]
     fn every_code_is_distinct_and_in_the_help() {
         let codes = [
-            OK, GENERAL, USAGE, AUTHENTICATION, FUNDS, VALIDATION, PROVIDER, CHAIN, VERIFICATION, TIMEOUT, STORAGE, DISK,
-            SIMULATED, INTERRUPTED,
+            OK,
+            GENERAL,
+            USAGE,
+            AUTHENTICATION,
+            FUNDS,
+            VALIDATION,
+            PROVIDER,
+            CHAIN,
+            VERIFICATION,
+            TIMEOUT,
+            STORAGE,
+            DISK,
+            SIMULATED,
+            INTERRUPTED,
         ];
         let distinct: std::collections::BTreeSet<u8> = codes.into_iter().collect();
         assert_eq!(distinct.len(), codes.len());

@@ -24,10 +24,18 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let output = Output::new(cli.global.json);
     start_logging(cli.global.verbose);
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
-            output.failure(&Failure::new(exit_code::GENERAL, "runtime", format!("cannot start: {error}")));
+            output.failure(&Failure::new(
+                exit_code::GENERAL,
+                "runtime",
+                format!("cannot start: {error}"),
+            ));
             return ExitCode::from(exit_code::GENERAL);
         }
     };
@@ -72,8 +80,15 @@ async fn stopped() {
 }
 
 fn start_logging(verbose: bool) {
-    let default = if verbose { "info,zerog=debug,zerog_sdk=debug,zerog_chain=debug" } else { "error" };
+    let default = if verbose {
+        "info,zerog=debug,zerog_sdk=debug,zerog_chain=debug"
+    } else {
+        "error"
+    };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
 }

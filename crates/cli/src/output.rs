@@ -22,9 +22,15 @@ pub(crate) struct Output {
 impl Output {
     /// Decides by flag, environment and terminal.
     pub(crate) fn new(json: bool) -> Self {
-        let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty() && value != "0");
+        let set = |name: &str| {
+            std::env::var_os(name).is_some_and(|value| !value.is_empty() && value != "0")
+        };
         let color = (std::io::stdout().is_terminal() || set("CLICOLOR_FORCE")) && !set("NO_COLOR");
-        Self { json, color: color && !json, bars: std::io::stderr().is_terminal() && !json }
+        Self {
+            json,
+            color: color && !json,
+            bars: std::io::stderr().is_terminal() && !json,
+        }
     }
 
     /// Whether `--json` was given.
@@ -57,7 +63,11 @@ impl Output {
     /// A yellow warning on standard error.
     pub(crate) fn warn(self, text: impl AsRef<str>) {
         let text = text.as_ref();
-        if std::io::stderr().is_terminal() && self.color { note(&format!("\x1b[33m{text}\x1b[0m")) } else { note(text) }
+        if std::io::stderr().is_terminal() && self.color {
+            note(&format!("\x1b[33m{text}\x1b[0m"))
+        } else {
+            note(text)
+        }
     }
 
     /// Talk on standard error; with `--json` too, since it is no data.
@@ -67,7 +77,11 @@ impl Output {
 
     /// Shows the progress of one operation until it is dropped.
     pub(crate) fn progress(self) -> ProgressLine {
-        ProgressLine { output: self, bar: None, last: String::new() }
+        ProgressLine {
+            output: self,
+            bar: None,
+            last: String::new(),
+        }
     }
 
     /// Says why the command failed.
@@ -90,7 +104,10 @@ impl Output {
 fn write_stdout(text: &str) {
     let mut stdout = std::io::stdout().lock();
     // A closed pipe means that nobody reads any more.
-    if writeln!(stdout, "{text}").and_then(|()| stdout.flush()).is_err() {
+    if writeln!(stdout, "{text}")
+        .and_then(|()| stdout.flush())
+        .is_err()
+    {
         std::process::exit(i32::from(crate::exit_code::OK));
     }
 }
@@ -98,7 +115,10 @@ fn write_stdout(text: &str) {
 /// Raw bytes on standard output, for logs.
 pub(crate) fn write_text(text: &str) {
     let mut stdout = std::io::stdout().lock();
-    if write!(stdout, "{text}").and_then(|()| stdout.flush()).is_err() {
+    if write!(stdout, "{text}")
+        .and_then(|()| stdout.flush())
+        .is_err()
+    {
         std::process::exit(i32::from(crate::exit_code::OK));
     }
 }
@@ -126,12 +146,24 @@ impl ProgressLine {
         match progress {
             Progress::Step { text } => self.say(&format!("{}...", capitalised(text))),
             Progress::Notice { text } => self.say(text),
-            Progress::Funded { service, provider, amount } => {
-                self.say(&format!("Moved {} 0G to the {service} sub-account with {provider}.", format_0g(*amount)));
+            Progress::Funded {
+                service,
+                provider,
+                amount,
+            } => {
+                self.say(&format!(
+                    "Moved {} 0G to the {service} sub-account with {provider}.",
+                    format_0g(*amount)
+                ));
             }
-            Progress::Transfer { done_bytes, total_bytes } => self.transfer(*done_bytes, *total_bytes),
+            Progress::Transfer {
+                done_bytes,
+                total_bytes,
+            } => self.transfer(*done_bytes, *total_bytes),
             Progress::Adapter { state } => self.say(&format!("  Adapter state: {state}")),
-            Progress::Task { step, total_steps, .. } => {
+            Progress::Task {
+                step, total_steps, ..
+            } => {
                 let text = task_text(progress);
                 match (self.output.bars, step, total_steps) {
                     (true, Some(step), Some(total)) => self.draw(*step, *total, &text),
@@ -204,7 +236,16 @@ impl Drop for ProgressLine {
 
 /// A task's state in one line: `Training: step 40/120, loss 1.234, 12 s left`.
 fn task_text(progress: &Progress) -> String {
-    let Progress::Task { state, step, total_steps, loss, eta_s, queue_position, stage } = progress else {
+    let Progress::Task {
+        state,
+        step,
+        total_steps,
+        loss,
+        eta_s,
+        queue_position,
+        stage,
+    } = progress
+    else {
         return String::new();
     };
     let mut parts = Vec::new();
@@ -223,12 +264,18 @@ fn task_text(progress: &Progress) -> String {
     if let Some(stage) = stage.as_ref().filter(|_| parts.is_empty()) {
         parts.push(stage.clone());
     }
-    if parts.is_empty() { state.clone() } else { format!("{state}: {}", parts.join(", ")) }
+    if parts.is_empty() {
+        state.clone()
+    } else {
+        format!("{state}: {}", parts.join(", "))
+    }
 }
 
 fn capitalised(text: &str) -> String {
     let mut chars = text.chars();
-    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
+    chars.next().map_or_else(String::new, |first| {
+        first.to_uppercase().chain(chars).collect()
+    })
 }
 
 /// A table with Unicode borders. A column's width includes one space of padding on each side.
@@ -247,13 +294,19 @@ struct Row {
 impl Table {
     /// A table without head.
     pub(crate) fn new(widths: &[usize]) -> Self {
-        Self { widths: widths.to_vec(), rows: Vec::new() }
+        Self {
+            widths: widths.to_vec(),
+            rows: Vec::new(),
+        }
     }
 
     /// A table with a head.
     pub(crate) fn with_head(columns: &[(&str, usize)]) -> Self {
         let mut table = Self::new(&columns.iter().map(|(_, width)| *width).collect::<Vec<_>>());
-        table.push(columns.iter().map(|(head, _)| (*head).to_owned()).collect(), true);
+        table.push(
+            columns.iter().map(|(head, _)| (*head).to_owned()).collect(),
+            true,
+        );
         table
     }
 
@@ -274,9 +327,14 @@ impl Table {
 
     /// The table as text, without a line end at the end.
     pub(crate) fn render(&self, color: bool) -> String {
-        let (grey, blue, plain) = if color { ("\x1b[90m", "\x1b[34m", "\x1b[39m") } else { ("", "", "") };
+        let (grey, blue, plain) = if color {
+            ("\x1b[90m", "\x1b[34m", "\x1b[39m")
+        } else {
+            ("", "", "")
+        };
         let border = |left: &str, middle: &str, right: &str| {
-            let segments: Vec<String> = self.widths.iter().map(|width| "─".repeat(*width)).collect();
+            let segments: Vec<String> =
+                self.widths.iter().map(|width| "─".repeat(*width)).collect();
             format!("{grey}{left}{}{right}{plain}", segments.join(middle))
         };
         let mut lines = vec![border("┌", "┬", "┐")];
@@ -284,12 +342,19 @@ impl Table {
             if index > 0 {
                 lines.push(border("├", "┼", "┤"));
             }
-            let cells: Vec<Vec<&str>> = row.cells.iter().map(|cell| cell.split('\n').collect()).collect();
+            let cells: Vec<Vec<&str>> = row
+                .cells
+                .iter()
+                .map(|cell| cell.split('\n').collect())
+                .collect();
             let height = cells.iter().map(Vec::len).max().unwrap_or(1);
             for line in 0..height {
                 let mut text = format!("{grey}│{plain}");
                 for (cell, width) in cells.iter().zip(&self.widths) {
-                    let content = fitted(cell.get(line).copied().unwrap_or(""), width.saturating_sub(2));
+                    let content = fitted(
+                        cell.get(line).copied().unwrap_or(""),
+                        width.saturating_sub(2),
+                    );
                     let paint = if row.highlighted { blue } else { "" };
                     let end = if row.highlighted { plain } else { "" };
                     text.push_str(&format!(" {paint}{content}{end} {grey}│{plain}"));
@@ -315,7 +380,10 @@ fn fitted(text: &str, width: usize) -> String {
 /// Text broken hard after every `width` characters.
 pub(crate) fn wrapped(text: &str, width: usize) -> String {
     let characters: Vec<char> = text.chars().collect();
-    let lines: Vec<String> = characters.chunks(width.max(1)).map(|line| line.iter().collect()).collect();
+    let lines: Vec<String> = characters
+        .chunks(width.max(1))
+        .map(|line| line.iter().collect())
+        .collect();
     lines.join("\n")
 }
 
@@ -327,9 +395,15 @@ mod tests {
     #[test]
     fn the_provider_table_equals_the_published_one() {
         let mut table = Table::new(&[50, 50]);
-        table.highlighted_row(["Provider 1".into(), "0x940b4a101CaBa9be04b16A7363cafa29C1660B0d".into()]);
+        table.highlighted_row([
+            "Provider 1".into(),
+            "0x940b4a101CaBa9be04b16A7363cafa29C1660B0d".into(),
+        ]);
         table.row(["Available".into(), "✓".into()]);
-        table.row(["Price Per Byte in Dataset (0G)".into(), "0.000000500000000000".into()]);
+        table.row([
+            "Price Per Byte in Dataset (0G)".into(),
+            "0.000000500000000000".into(),
+        ]);
         let expected = "\
 ┌──────────────────────────────────────────────────┬──────────────────────────────────────────────────┐
 │ Provider 1                                       │ 0x940b4a101CaBa9be04b16A7363cafa29C1660B0d       │
@@ -381,7 +455,8 @@ mod tests {
         assert!(text.contains("│ abc… │ 12345 │"), "{text}");
         assert!(text.contains("│      │ 6789  │"), "{text}");
         assert_eq!(wrapped("", 5), "");
-        let widths: std::collections::BTreeSet<usize> = text.lines().map(|line| line.chars().count()).collect();
+        let widths: std::collections::BTreeSet<usize> =
+            text.lines().map(|line| line.chars().count()).collect();
         assert_eq!(widths.len(), 1, "every line is equally wide");
     }
 
@@ -391,7 +466,10 @@ mod tests {
         table.row(["x".into()]);
         let colored = table.render(true);
         assert!(colored.contains("\x1b[34mA   \x1b[39m"), "{colored:?}");
-        let stripped = colored.replace("\x1b[90m", "").replace("\x1b[34m", "").replace("\x1b[39m", "");
+        let stripped = colored
+            .replace("\x1b[90m", "")
+            .replace("\x1b[34m", "")
+            .replace("\x1b[39m", "");
         assert_eq!(stripped, table.render(false));
     }
 
@@ -406,7 +484,10 @@ mod tests {
             queue_position: None,
             stage: Some("training".into()),
         };
-        assert_eq!(task_text(&progress), "Training: step 40/120, loss 1.2346, 12 s left");
+        assert_eq!(
+            task_text(&progress),
+            "Training: step 40/120, loss 1.2346, 12 s left"
+        );
         let waiting = Progress::Task {
             state: "Init".into(),
             step: None,

@@ -38,12 +38,20 @@ pub(crate) enum SavedKey {
 impl Profile {
     /// `ZG_HOME`, else a folder in the user's home.
     pub(crate) fn locate() -> Outcome<Self> {
-        let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let set = |name: &str| {
+            std::env::var_os(name)
+                .filter(|value| !value.is_empty())
+                .map(PathBuf::from)
+        };
         let folder = match (set("ZG_HOME"), set("HOME").or_else(|| set("USERPROFILE"))) {
             (Some(folder), _) => folder,
             (None, Some(home)) => home.join(FOLDER),
             (None, None) => {
-                return Err(Failure::new(GENERAL, "no_home", "neither ZG_HOME nor HOME is set; set ZG_HOME to a folder for the profile"));
+                return Err(Failure::new(
+                    GENERAL,
+                    "no_home",
+                    "neither ZG_HOME nor HOME is set; set ZG_HOME to a folder for the profile",
+                ));
             }
         };
         Ok(Self { folder })
@@ -62,9 +70,14 @@ impl Profile {
     /// The saved network.
     pub(crate) fn network(&self) -> Outcome<Option<NetworkSettings>> {
         let path = self.folder.join(NETWORK_FILE);
-        let Some(text) = read_optional(&path)? else { return Ok(None) };
+        let Some(text) = read_optional(&path)? else {
+            return Ok(None);
+        };
         let saved: SavedNetwork = serde_json::from_str(&text).map_err(|error| {
-            let message = format!("{} cannot be read ({error}); run `0g-compute-cli setup-network` again", path.display());
+            let message = format!(
+                "{} cannot be read ({error}); run `0g-compute-cli setup-network` again",
+                path.display()
+            );
             Failure::new(GENERAL, "profile", message)
         })?;
         Ok(Some(saved.network))
@@ -72,8 +85,10 @@ impl Profile {
 
     /// Saves the network.
     pub(crate) fn save_network(&self, network: &NetworkSettings) -> Outcome {
-        let text = serde_json::to_string_pretty(&SavedNetwork { network: network.clone() })
-            .expect("settings are plain data");
+        let text = serde_json::to_string_pretty(&SavedNetwork {
+            network: network.clone(),
+        })
+        .expect("settings are plain data");
         self.write(NETWORK_FILE, &text)
     }
 
@@ -81,12 +96,18 @@ impl Profile {
     pub(crate) fn key(&self) -> Outcome<Option<SavedKey>> {
         if let Some(text) = read_optional(&self.folder.join(KEYSTORE_FILE))? {
             let keystore = serde_json::from_str(&text).map_err(|_| {
-                Failure::new(AUTHENTICATION, "invalid_key", "the keystore is damaged; run `0g-compute-cli login` again")
+                Failure::new(
+                    AUTHENTICATION,
+                    "invalid_key",
+                    "the keystore is damaged; run `0g-compute-cli login` again",
+                )
             })?;
             return Ok(Some(SavedKey::Encrypted(Box::new(keystore))));
         }
         let path = self.folder.join(PLAIN_KEY_FILE);
-        let Some(text) = read_optional(&path)? else { return Ok(None) };
+        let Some(text) = read_optional(&path)? else {
+            return Ok(None);
+        };
         refuse_readable_by_others(&path)?;
         Ok(Some(SavedKey::Plain(parse_key(&text)?)))
     }
@@ -120,7 +141,9 @@ impl Profile {
         let mut temporary = tempfile::NamedTempFile::new_in(&self.folder).map_err(failed)?;
         std::io::Write::write_all(&mut temporary, text.as_bytes()).map_err(failed)?;
         temporary.as_file().sync_all().map_err(failed)?;
-        temporary.persist(&path).map_err(|error| failed(error.error))?;
+        temporary
+            .persist(&path)
+            .map_err(|error| failed(error.error))?;
         Ok(())
     }
 }
@@ -154,10 +177,19 @@ pub(crate) fn refuse_readable_by_others(path: &Path) -> Outcome {
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        let metadata = std::fs::metadata(path).map_err(|error| Failure::file("read", path, &error))?;
+        let metadata =
+            std::fs::metadata(path).map_err(|error| Failure::file("read", path, &error))?;
         if metadata.permissions().mode() & 0o077 != 0 {
-            let message = format!("{} can be read by other users; run `chmod 600 {}`", path.display(), path.display());
-            return Err(Failure::new(AUTHENTICATION, "key_file_permissions", message));
+            let message = format!(
+                "{} can be read by other users; run `chmod 600 {}`",
+                path.display(),
+                path.display()
+            );
+            return Err(Failure::new(
+                AUTHENTICATION,
+                "key_file_permissions",
+                message,
+            ));
         }
     }
     #[cfg(not(unix))]
@@ -171,7 +203,9 @@ mod tests {
 
     fn profile() -> (tempfile::TempDir, Profile) {
         let folder = tempfile::tempdir().unwrap();
-        let profile = Profile { folder: folder.path().join("deep/profile") };
+        let profile = Profile {
+            folder: folder.path().join("deep/profile"),
+        };
         (folder, profile)
     }
 
@@ -189,7 +223,13 @@ mod tests {
         profile.save_network(&network).unwrap();
         assert_eq!(profile.network().unwrap(), Some(network));
         std::fs::write(profile.folder().join(NETWORK_FILE), "{\"x\":1}").unwrap();
-        assert!(profile.network().unwrap_err().message.contains("setup-network"));
+        assert!(
+            profile
+                .network()
+                .unwrap_err()
+                .message
+                .contains("setup-network")
+        );
     }
 
     #[cfg(unix)]
@@ -198,15 +238,24 @@ mod tests {
         let (_guard, profile) = profile();
         assert!(profile.key().unwrap().is_none());
         let key = SecretKey::random();
-        profile.save_plain_key(&format!("0x{}", hex::encode(key.expose_bytes()))).unwrap();
+        profile
+            .save_plain_key(&format!("0x{}", hex::encode(key.expose_bytes())))
+            .unwrap();
         assert_eq!(mode(profile.folder()), 0o700);
         assert_eq!(mode(&profile.folder().join(PLAIN_KEY_FILE)), 0o600);
-        assert!(matches!(profile.key().unwrap(), Some(SavedKey::Plain(saved)) if saved.address() == key.address()));
+        assert!(
+            matches!(profile.key().unwrap(), Some(SavedKey::Plain(saved)) if saved.address() == key.address())
+        );
 
-        profile.save_keystore(&Keystore::encrypt(&key, "pass").unwrap()).unwrap();
+        profile
+            .save_keystore(&Keystore::encrypt(&key, "pass").unwrap())
+            .unwrap();
         assert_eq!(mode(&profile.folder().join(KEYSTORE_FILE)), 0o600);
         assert!(!profile.folder().join(PLAIN_KEY_FILE).exists());
-        assert!(matches!(profile.key().unwrap(), Some(SavedKey::Encrypted(_))));
+        assert!(matches!(
+            profile.key().unwrap(),
+            Some(SavedKey::Encrypted(_))
+        ));
         assert!(profile.forget_key().unwrap());
         assert!(!profile.forget_key().unwrap());
     }

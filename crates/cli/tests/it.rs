@@ -25,10 +25,16 @@ impl Home {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_0g-compute-cli"));
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ZG_")) {
+        for (name, _) in
+            std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ZG_"))
+        {
             command.env_remove(name);
         }
-        command.args(arguments).env("ZG_HOME", self.path().join("profile")).env_remove("RUST_LOG").stdin(Stdio::null());
+        command
+            .args(arguments)
+            .env("ZG_HOME", self.path().join("profile"))
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::null());
         command
     }
 
@@ -38,7 +44,14 @@ impl Home {
 
     fn on_devnet() -> Self {
         let home = Self::new();
-        home.run(&["setup-network", "--network", "devnet", "--rpc", "http://127.0.0.1:9"]).is(0);
+        home.run(&[
+            "setup-network",
+            "--network",
+            "devnet",
+            "--rpc",
+            "http://127.0.0.1:9",
+        ])
+        .is(0);
         home
     }
 }
@@ -47,7 +60,13 @@ struct Ended(Output);
 
 impl Ended {
     fn is(self, code: i32) -> Self {
-        assert_eq!(self.0.status.code(), Some(code), "stdout: {}\nstderr: {}", self.stdout(), self.stderr());
+        assert_eq!(
+            self.0.status.code(),
+            Some(code),
+            "stdout: {}\nstderr: {}",
+            self.stdout(),
+            self.stderr()
+        );
         self
     }
 
@@ -60,35 +79,73 @@ impl Ended {
     }
 
     fn says(self, text: &str) -> Self {
-        assert!(self.stderr().contains(text), "expected {text:?} in: {}", self.stderr());
+        assert!(
+            self.stderr().contains(text),
+            "expected {text:?} in: {}",
+            self.stderr()
+        );
         self
     }
 }
 
 #[test]
 fn without_a_network_the_remedy_is_named() {
-    Home::new().run(&["fine-tuning", "list-providers"]).is(2).says("setup-network --network testnet");
+    Home::new()
+        .run(&["fine-tuning", "list-providers"])
+        .is(2)
+        .says("setup-network --network testnet");
     Home::new().run(&["setup-network"]).is(2).says("--network");
-    Home::new().run(&["setup-network", "--network", "moon"]).is(2).says("mainnet, testnet, testnet-dev, devnet");
+    Home::new()
+        .run(&["setup-network", "--network", "moon"])
+        .is(2)
+        .says("mainnet, testnet, testnet-dev, devnet");
 }
 
 #[test]
 fn the_network_is_saved_and_shown() {
     let home = Home::new();
-    let ended = home.run(&["setup-network", "--network", "devnet", "--rpc", "http://127.0.0.1:7"]).is(0);
-    assert_eq!(ended.stdout(), "Network set to devnet (chain 31337, http://127.0.0.1:7)\n");
-    let shown: serde_json::Value = serde_json::from_str(&home.run(&["show-network", "--json"]).is(0).stdout()).unwrap();
-    assert_eq!((&shown["name"], &shown["rpc_url"]), (&"devnet".into(), &"http://127.0.0.1:7".into()));
-    let shown = home.run(&["show-network", "--rpc", "http://127.0.0.1:8"]).is(0);
-    assert!(shown.stdout().contains("http://127.0.0.1:8"), "a flag wins over the profile");
-    let shown = home.run(&["show-network", "--network", "testnet"]).is(0).stdout();
-    assert!(shown.contains("16602") && !shown.contains("127.0.0.1"), "{shown}");
+    let ended = home
+        .run(&[
+            "setup-network",
+            "--network",
+            "devnet",
+            "--rpc",
+            "http://127.0.0.1:7",
+        ])
+        .is(0);
+    assert_eq!(
+        ended.stdout(),
+        "Network set to devnet (chain 31337, http://127.0.0.1:7)\n"
+    );
+    let shown: serde_json::Value =
+        serde_json::from_str(&home.run(&["show-network", "--json"]).is(0).stdout()).unwrap();
+    assert_eq!(
+        (&shown["name"], &shown["rpc_url"]),
+        (&"devnet".into(), &"http://127.0.0.1:7".into())
+    );
+    let shown = home
+        .run(&["show-network", "--rpc", "http://127.0.0.1:8"])
+        .is(0);
+    assert!(
+        shown.stdout().contains("http://127.0.0.1:8"),
+        "a flag wins over the profile"
+    );
+    let shown = home
+        .run(&["show-network", "--network", "testnet"])
+        .is(0)
+        .stdout();
+    assert!(
+        shown.contains("16602") && !shown.contains("127.0.0.1"),
+        "{shown}"
+    );
 }
 
 #[test]
 fn a_key_is_saved_encrypted_from_standard_input() {
     let home = Home::on_devnet();
-    home.run(&["login"]).is(2).says("--key-file FILE or --key-stdin");
+    home.run(&["login"])
+        .is(2)
+        .says("--key-file FILE or --key-stdin");
     let mut child = home
         .command(&["login", "--key-stdin"])
         .env("ZG_KEYSTORE_PASSWORD", "pass")
@@ -97,7 +154,12 @@ fn a_key_is_saved_encrypted_from_standard_input() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    child.stdin.take().unwrap().write_all(KEY.as_bytes()).unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(KEY.as_bytes())
+        .unwrap();
     let ended = Ended(child.wait_with_output().unwrap()).is(0);
     assert_eq!(ended.stdout(), format!("Logged in as {ADDRESS}\n"));
 
@@ -106,16 +168,37 @@ fn a_key_is_saved_encrypted_from_standard_input() {
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        let mode = |name: &str| std::fs::metadata(home.path().join(name)).unwrap().permissions().mode() & 0o777;
-        assert_eq!((mode("profile"), mode("profile/keystore.json")), (0o700, 0o600));
+        let mode = |name: &str| {
+            std::fs::metadata(home.path().join(name))
+                .unwrap()
+                .permissions()
+                .mode()
+                & 0o777
+        };
+        assert_eq!(
+            (mode("profile"), mode("profile/keystore.json")),
+            (0o700, 0o600)
+        );
     }
-    home.run(&["get-account"]).is(3).says("ZG_KEYSTORE_PASSWORD");
-    let wrong = home.command(&["get-account"]).env("ZG_KEYSTORE_PASSWORD", "no").output().unwrap();
+    home.run(&["get-account"])
+        .is(3)
+        .says("ZG_KEYSTORE_PASSWORD");
+    let wrong = home
+        .command(&["get-account"])
+        .env("ZG_KEYSTORE_PASSWORD", "no")
+        .output()
+        .unwrap();
     Ended(wrong).is(3).says("password is wrong");
-    let right = home.command(&["get-account"]).env("ZG_KEYSTORE_PASSWORD", "pass").output().unwrap();
+    let right = home
+        .command(&["get-account"])
+        .env("ZG_KEYSTORE_PASSWORD", "pass")
+        .output()
+        .unwrap();
     Ended(right).is(7).says("no answer from the chain");
     assert_eq!(home.run(&["logout"]).is(0).stdout(), "Logged out\n");
-    home.run(&["get-account"]).is(3).says("0g-compute-cli login");
+    home.run(&["get-account"])
+        .is(3)
+        .says("0g-compute-cli login");
 }
 
 #[test]
@@ -124,55 +207,120 @@ fn a_plain_key_file_must_be_private() {
     let key = home.path().join("wallet.key");
     std::fs::write(&key, format!("{KEY}\n")).unwrap();
     let key = key.to_str().unwrap();
-    home.run(&["login", "--key-file", key]).is(2).says("--plaintext");
-    home.run(&["login", "--key-file", key, "--plaintext"]).is(0).says("unencrypted");
+    home.run(&["login", "--key-file", key])
+        .is(2)
+        .says("--plaintext");
+    home.run(&["login", "--key-file", key, "--plaintext"])
+        .is(0)
+        .says("unencrypted");
     home.run(&["get-account"]).is(7);
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
         let saved = home.path().join("profile/plain.key");
-        assert_eq!(std::fs::metadata(&saved).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            std::fs::metadata(&saved).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
         std::fs::set_permissions(&saved, std::fs::Permissions::from_mode(0o640)).unwrap();
         home.run(&["get-account"]).is(3).says("chmod 600");
     }
     std::fs::write(home.path().join("bad.key"), "not a key").unwrap();
     let bad = home.path().join("bad.key");
-    home.run(&["get-account", "--key-file", bad.to_str().unwrap()]).is(3).says("64 hexadecimal digits");
-    home.run(&["get-account", "--key-file", "/nonexistent"]).is(3).says("/nonexistent");
+    home.run(&["get-account", "--key-file", bad.to_str().unwrap()])
+        .is(3)
+        .says("64 hexadecimal digits");
+    home.run(&["get-account", "--key-file", "/nonexistent"])
+        .is(3)
+        .says("/nonexistent");
 }
 
 #[test]
 fn flag_errors_name_the_flags() {
     let home = Home::on_devnet();
-    let create = ["fine-tuning", "create-task", "--provider", PROVIDER, "--model", "mock-model", "--config-path", "c.json"];
+    let create = [
+        "fine-tuning",
+        "create-task",
+        "--provider",
+        PROVIDER,
+        "--model",
+        "mock-model",
+        "--config-path",
+        "c.json",
+    ];
     home.run(&create)
         .is(2)
         .says("Error: Either --dataset (hash) or --dataset-path (file path) must be provided");
-    home.run(&[&create[..], &["--dataset", "0x12", "--dataset-path", "d.jsonl"]].concat())
-        .is(2)
-        .says("Error: --dataset and --dataset-path are mutually exclusive. Please provide only one.");
+    home.run(
+        &[
+            &create[..],
+            &["--dataset", "0x12", "--dataset-path", "d.jsonl"],
+        ]
+        .concat(),
+    )
+    .is(2)
+    .says("Error: --dataset and --dataset-path are mutually exclusive. Please provide only one.");
     home.run(&["ft", "chat", "--provider", PROVIDER, "--message", "hi"])
         .is(2)
         .says("Error: Provide either --adapter-name or both --model and --task-id");
-    home.run(&["deposit", "--amount", "1e3"]).is(2).says("is not an amount");
-    home.run(&["transfer-fund", "--provider", PROVIDER, "--amount", "1", "--service", "gpu"]).is(2).says("fine-tuning or inference");
+    home.run(&["deposit", "--amount", "1e3"])
+        .is(2)
+        .says("is not an amount");
+    home.run(&[
+        "transfer-fund",
+        "--provider",
+        PROVIDER,
+        "--amount",
+        "1",
+        "--service",
+        "gpu",
+    ])
+    .is(2)
+    .says("fine-tuning or inference");
     home.run(&["ft", "get-task", "--provider", "0x12"]).is(2);
-    home.run(&["ft", "cancel-task", "--provider", PROVIDER, "--task", "../x"]).is(2).says("is not a task id");
+    home.run(&[
+        "ft",
+        "cancel-task",
+        "--provider",
+        PROVIDER,
+        "--task",
+        "../x",
+    ])
+    .is(2)
+    .says("is not a task id");
     home.run(&["nonsense"]).is(2);
-    home.run(&[&create[..], &["--dataset", "0x12", "--queue", "--no-queue"]].concat()).is(2);
+    home.run(&[&create[..], &["--dataset", "0x12", "--queue", "--no-queue"]].concat())
+        .is(2);
 }
 
 #[test]
 fn failures_have_distinct_exit_codes() {
     let home = Home::on_devnet();
-    home.run(&["deposit", "--amount", "1"]).is(3).says("ZG_PRIVATE_KEY");
-    home.run(&["ft", "list-providers"]).is(7).says("✗ Operation failed: no answer from the chain");
+    home.run(&["deposit", "--amount", "1"])
+        .is(3)
+        .says("ZG_PRIVATE_KEY");
+    home.run(&["ft", "list-providers"])
+        .is(7)
+        .says("✗ Operation failed: no answer from the chain");
     let json = home.run(&["ft", "list-providers", "--json"]).is(7);
     let body: serde_json::Value = serde_json::from_str(&json.stderr()).unwrap();
-    assert_eq!((&body["code"], &body["exitCode"]), (&"chain_unreachable".into(), &7.into()));
+    assert_eq!(
+        (&body["code"], &body["exitCode"]),
+        (&"chain_unreachable".into(), &7.into())
+    );
     assert!(json.stdout().is_empty());
-    home.run(&["ft", "check-dataset", "--dataset-path", "/nonexistent.jsonl"]).is(11).says("/nonexistent.jsonl");
-    home.run(&["ft", "upload", "--data-path", "x.jsonl"]).is(2).says("IN CLEAR").says("--yes");
+    home.run(&[
+        "ft",
+        "check-dataset",
+        "--dataset-path",
+        "/nonexistent.jsonl",
+    ])
+    .is(11)
+    .says("/nonexistent.jsonl");
+    home.run(&["ft", "upload", "--data-path", "x.jsonl"])
+        .is(2)
+        .says("IN CLEAR")
+        .says("--yes");
 }
 
 #[test]
@@ -180,36 +328,83 @@ fn datasets_are_checked_without_a_network() {
     let home = Home::new();
     let path = home.path().join("d.jsonl");
     let path_text = path.to_str().unwrap().to_owned();
-    std::fs::write(&path, "{\"prompt\":\"a\",\"completion\":\"b\"}\n{\"prompt\":\"a\",}\n").unwrap();
-    home.run(&["ft", "check-dataset", "--dataset-path", &path_text]).is(5).says("line 2");
+    std::fs::write(
+        &path,
+        "{\"prompt\":\"a\",\"completion\":\"b\"}\n{\"prompt\":\"a\",}\n",
+    )
+    .unwrap();
+    home.run(&["ft", "check-dataset", "--dataset-path", &path_text])
+        .is(5)
+        .says("line 2");
     std::fs::write(&path, "\n\n").unwrap();
-    home.run(&["ft", "check-dataset", "--dataset-path", &path_text]).is(5).says("no record");
+    home.run(&["ft", "check-dataset", "--dataset-path", &path_text])
+        .is(5)
+        .says("no record");
     std::fs::write(&path, "{\"prompt\":\"a\",\"completion\":\"b\"}\n").unwrap();
-    let ended = home.run(&["ft", "check-dataset", "--dataset-path", &path_text]).is(0);
-    assert!(ended.stdout().starts_with("1 records") && ended.stdout().ends_with("The dataset is fine\n"), "{}", ended.stdout());
+    let ended = home
+        .run(&["ft", "check-dataset", "--dataset-path", &path_text])
+        .is(0);
+    assert!(
+        ended.stdout().starts_with("1 records")
+            && ended.stdout().ends_with("The dataset is fine\n"),
+        "{}",
+        ended.stdout()
+    );
 }
 
 #[test]
 fn configurations_are_written_once() {
     let home = Home::new();
     let path = home.path().join("params.json");
-    let arguments = ["ft", "init-config", "--model", "mock-model", "--output", path.to_str().unwrap()];
+    let arguments = [
+        "ft",
+        "init-config",
+        "--model",
+        "mock-model",
+        "--output",
+        path.to_str().unwrap(),
+    ];
     home.run(&arguments).is(0);
     let text = std::fs::read_to_string(&path).unwrap();
-    assert!(text.contains("\"lora_rank\": 8") && text.contains("\"learning_rate\": 0.0002"), "{text}");
+    assert!(
+        text.contains("\"lora_rank\": 8") && text.contains("\"learning_rate\": 0.0002"),
+        "{text}"
+    );
     home.run(&arguments).is(2).says("--yes");
-    home.run(&[&arguments[..], &["--yes", "--strict"]].concat()).is(0);
-    assert!(!std::fs::read_to_string(&path).unwrap().contains("lora_rank"));
+    home.run(&[&arguments[..], &["--yes", "--strict"]].concat())
+        .is(0);
+    assert!(
+        !std::fs::read_to_string(&path)
+            .unwrap()
+            .contains("lora_rank")
+    );
 }
 
 #[test]
 fn adapter_names_and_completions_need_no_network() {
     let home = Home::new();
-    let ended = home.run(&["ft", "get-adapter-name", "--model", "Qwen2.5-0.5B-Instruct", "--task-id", TASK]).is(0);
+    let ended = home
+        .run(&[
+            "ft",
+            "get-adapter-name",
+            "--model",
+            "Qwen2.5-0.5B-Instruct",
+            "--task-id",
+            TASK,
+        ])
+        .is(0);
     assert_eq!(ended.stdout(), "ft-Qwen2-5-0-5B-Instruct-6b607314-88b\n");
-    assert!(home.run(&["completion", "bash"]).is(0).stdout().contains("0g-compute-cli"));
+    assert!(
+        home.run(&["completion", "bash"])
+            .is(0)
+            .stdout()
+            .contains("0g-compute-cli")
+    );
     let help = home.run(&["--help"]).is(0).stdout();
-    assert!(help.contains("Exit codes: 0 success") && help.contains("130 interrupted"), "{help}");
+    assert!(
+        help.contains("Exit codes: 0 success") && help.contains("130 interrupted"),
+        "{help}"
+    );
 }
 
 /// Goal: Ctrl-C ends a waiting command with a sentence and 130. Method: a chain endpoint that accepts and never answers.
@@ -228,9 +423,20 @@ fn an_interrupted_command_says_so() {
     // The command waits for the chain as soon as it has connected.
     let _connection = silent.accept().unwrap();
     let pid = child.id().to_string();
-    assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    assert!(
+        Command::new("kill")
+            .args(["-INT", &pid])
+            .status()
+            .unwrap()
+            .success()
+    );
     let started = Instant::now();
-    let ended = Ended(child.wait_with_output().unwrap()).is(130).says("Interrupted.");
+    let ended = Ended(child.wait_with_output().unwrap())
+        .is(130)
+        .says("Interrupted.");
     assert!(ended.stdout().is_empty());
-    assert!(started.elapsed() < Duration::from_secs(60), "it did not wait for its own timeouts");
+    assert!(
+        started.elapsed() < Duration::from_secs(60),
+        "it did not wait for its own timeouts"
+    );
 }

@@ -523,7 +523,12 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 fn refusal_category(code: &str) -> Category {
     match code {
-        code if ["balance", "fund", "account_missing"].iter().any(|part| code.contains(part)) => Category::Funds,
+        code if ["balance", "fund", "account_missing"]
+            .iter()
+            .any(|part| code.contains(part)) =>
+        {
+            Category::Funds
+        }
         code if code.contains("signature") || code.contains("unauthor") => Category::Authentication,
         code if code.contains("dataset") || code.contains("model") || code.contains("param") => {
             Category::Validation

@@ -148,9 +148,7 @@ impl Context {
         }
         let seals = QuoteBundle::parse(&answer.body).is_ok_and(|bundle| bundle.seals(SEAL_VERSION));
         let sealing_key = verdict.sealing_key.filter(|_| seals);
-        Ok(VerifiedEnclave {
-            sealing_key,
-        })
+        Ok(VerifiedEnclave { sealing_key })
     }
 
     pub(crate) async fn fetch_quote(&self, url: &str, path: &str) -> Result<Answer> {

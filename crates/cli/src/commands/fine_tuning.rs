@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde_json::json;
 use zerog_sdk::amount::{format_0g, format_0g_fixed};
 use zerog_sdk::{
-    Address, B256, Broker, DeployOptions, FineTuningService, Level, ListedModel, Progress, TaskId, TrainingParams,
-    UploadOptions, VerificationReport, ids, models,
+    Address, B256, Broker, DeployOptions, FineTuningService, Level, ListedModel, Progress, TaskId,
+    TrainingParams, UploadOptions, VerificationReport, ids, models,
 };
 
 use super::{task, walk};
@@ -21,21 +21,59 @@ const DEPLOY_AFTER_ACKNOWLEDGE: Duration = Duration::from_secs(180);
 
 pub(super) async fn run(app: &App, command: FineTuning) -> Outcome<u8> {
     match command {
-        FineTuning::ListProviders { include_invalid } => list_providers(app, include_invalid).await?,
+        FineTuning::ListProviders { include_invalid } => {
+            list_providers(app, include_invalid).await?
+        }
         FineTuning::ListModels => list_models(app).await?,
-        FineTuning::ModelUsage { provider, model, output } => {
+        FineTuning::ModelUsage {
+            provider,
+            model,
+            output,
+        } => {
             let broker = app.broker(Wallet::NotNeeded).await?;
-            let path = broker.fine_tuning.model_usage(provider, &model, &output).await?;
-            app.output.line(format!("Model downloaded and saved to {}", path.display()));
+            let path = broker
+                .fine_tuning
+                .model_usage(provider, &model, &output)
+                .await?;
+            app.output
+                .line(format!("Model downloaded and saved to {}", path.display()));
             app.output.json(&json!({ "path": path }));
         }
-        FineTuning::InitConfig { model, output, strict } => init_config(app, model.as_deref(), &output, strict).await?,
-        FineTuning::CheckDataset { dataset_path, model, provider, config_path } => {
-            check_dataset(app, &dataset_path, model.as_deref(), provider, config_path.as_deref()).await?;
+        FineTuning::InitConfig {
+            model,
+            output,
+            strict,
+        } => init_config(app, model.as_deref(), &output, strict).await?,
+        FineTuning::CheckDataset {
+            dataset_path,
+            model,
+            provider,
+            config_path,
+        } => {
+            check_dataset(
+                app,
+                &dataset_path,
+                model.as_deref(),
+                provider,
+                config_path.as_deref(),
+            )
+            .await?;
         }
-        FineTuning::Upload { data_path, provider, plain } => upload(app, &data_path, provider, plain).await?,
-        FineTuning::Download { data_path, data_root } => download(app, &data_path, data_root).await?,
-        FineTuning::CalculateToken { model, dataset_path, provider, config_path } => {
+        FineTuning::Upload {
+            data_path,
+            provider,
+            plain,
+        } => upload(app, &data_path, provider, plain).await?,
+        FineTuning::Download {
+            data_path,
+            data_root,
+        } => download(app, &data_path, data_root).await?,
+        FineTuning::CalculateToken {
+            model,
+            dataset_path,
+            provider,
+            config_path,
+        } => {
             calculate_token(app, &model, &dataset_path, provider, config_path.as_deref()).await?;
         }
         FineTuning::CreateTask(arguments) => task::create(app, &arguments).await?,
@@ -46,7 +84,10 @@ pub(super) async fn run(app: &App, command: FineTuning) -> Outcome<u8> {
         FineTuning::AcknowledgeModel(arguments) => acknowledge_model(app, &arguments).await?,
         FineTuning::AcknowledgeDeliverable { provider, task_id } => {
             let broker = app.broker(Wallet::Needed).await?;
-            let receipt = broker.fine_tuning.acknowledge_deliverable(provider, task_id).await?;
+            let receipt = broker
+                .fine_tuning
+                .acknowledge_deliverable(provider, task_id)
+                .await?;
             app.output.line(format!(
                 "Acknowledged deliverable for task {task_id}. Note: no model hash was verified by this call."
             ));
@@ -56,19 +97,42 @@ pub(super) async fn run(app: &App, command: FineTuning) -> Outcome<u8> {
             let broker = app.broker(Wallet::Needed).await?;
             let mut progress = app.output.progress();
             let show = |news: Progress| progress.show(&news);
-            let receipt = broker.fine_tuning.acknowledge_provider_signer(provider, show).await?;
+            let receipt = broker
+                .fine_tuning
+                .acknowledge_provider_signer(provider, show)
+                .await?;
             app.output.line(acknowledged_text(receipt.is_some()));
             app.output.json(&receipt);
         }
         FineTuning::Revoke { provider } => {
             let broker = app.broker(Wallet::Needed).await?;
-            let receipt = broker.fine_tuning.revoke_tee_signer_acknowledgement(provider).await?;
-            app.output.line("Provider TEE signer acknowledgement revoked successfully!");
+            let receipt = broker
+                .fine_tuning
+                .revoke_tee_signer_acknowledgement(provider)
+                .await?;
+            app.output
+                .line("Provider TEE signer acknowledgement revoked successfully!");
             app.output.json(&receipt);
         }
-        FineTuning::DecryptModel { provider, task_id, encrypted_model, output, unpack, timeout } => {
+        FineTuning::DecryptModel {
+            provider,
+            task_id,
+            encrypted_model,
+            output,
+            unpack,
+            timeout,
+        } => {
             let timeout = Duration::from_secs(timeout);
-            decrypt_model(app, provider, task_id, &encrypted_model, &output, unpack.as_deref(), timeout).await?;
+            decrypt_model(
+                app,
+                provider,
+                task_id,
+                &encrypted_model,
+                &output,
+                unpack.as_deref(),
+                timeout,
+            )
+            .await?;
         }
         FineTuning::GetAdapterName { model, task_id } => {
             let name = ids::adapter_name(&model, &task_id);
@@ -82,7 +146,10 @@ pub(super) async fn run(app: &App, command: FineTuning) -> Outcome<u8> {
             let broker = app.broker(Wallet::NotNeeded).await?;
             let output_dir = Some(arguments.output_dir.as_path());
             let on_log = |step: &zerog_sdk::VerificationStep| app.output.line(&step.message);
-            let report = broker.fine_tuning.verify_service(arguments.provider, output_dir, on_log).await?;
+            let report = broker
+                .fine_tuning
+                .verify_service(arguments.provider, output_dir, on_log)
+                .await?;
             return Ok(verdict(app, &arguments, &report));
         }
         FineTuning::Run(arguments) => walk::run(app, &arguments).await?,
@@ -91,7 +158,11 @@ pub(super) async fn run(app: &App, command: FineTuning) -> Outcome<u8> {
 }
 
 pub(super) fn acknowledged_text(sent: bool) -> &'static str {
-    if sent { "Provider acknowledged successfully!" } else { "Provider signer already acknowledged" }
+    if sent {
+        "Provider acknowledged successfully!"
+    } else {
+        "Provider signer already acknowledged"
+    }
 }
 
 async fn list_providers(app: &App, include_invalid: bool) -> Outcome {
@@ -109,9 +180,22 @@ async fn list_providers(app: &App, include_invalid: bool) -> Outcome {
 fn providers_table(services: &[FineTuningService]) -> Table {
     let mut table = Table::new(&[50, 50]);
     for (index, service) in services.iter().enumerate() {
-        table.highlighted_row([format!("Provider {}", index + 1), service.provider.to_string()]);
-        table.row(["Available".into(), if service.occupied { "✗".into() } else { "✓".into() }]);
-        table.row(["Price Per Byte in Dataset (0G)".into(), format_0g_fixed(service.price_per_token)]);
+        table.highlighted_row([
+            format!("Provider {}", index + 1),
+            service.provider.to_string(),
+        ]);
+        table.row([
+            "Available".into(),
+            if service.occupied {
+                "✗".into()
+            } else {
+                "✓".into()
+            },
+        ]);
+        table.row([
+            "Price Per Byte in Dataset (0G)".into(),
+            format_0g_fixed(service.price_per_token),
+        ]);
     }
     table
 }
@@ -123,7 +207,8 @@ async fn list_models(app: &App) -> Outcome {
     app.output.table(&models_table(&predefined, false));
     app.output.line("Provider's Model:");
     app.output.table(&models_table(&customised, true));
-    app.output.json(&json!({ "predefined": predefined, "customised": customised }));
+    app.output
+        .json(&json!({ "predefined": predefined, "customised": customised }));
     Ok(())
 }
 
@@ -148,14 +233,24 @@ async fn init_config(app: &App, model: Option<&str>, output: &Path, strict: bool
     if let Some(model) = model
         && models::find(model).is_none()
     {
-        app.output.warn(format!("{model} is no predefined model; its provider may limit the values further."));
+        app.output.warn(format!(
+            "{model} is no predefined model; its provider may limit the values further."
+        ));
     }
-    if output.exists() && !app.confirm(&format!("{} exists. Replace it?", output.display())).await? {
-        return Err(Failure::usage(format!("{} was left as it is", output.display())));
+    if output.exists()
+        && !app
+            .confirm(&format!("{} exists. Replace it?", output.display()))
+            .await?
+    {
+        return Err(Failure::usage(format!(
+            "{} was left as it is",
+            output.display()
+        )));
     }
     let text = config_text(strict);
     std::fs::write(output, &text).map_err(|error| Failure::file("write", output, &error))?;
-    app.output.line(format!("Configuration written to {}", output.display()));
+    app.output
+        .line(format!("Configuration written to {}", output.display()));
     app.output.json(&json!({ "path": output }));
     Ok(())
 }
@@ -166,7 +261,8 @@ fn config_text(strict: bool) -> String {
         // Decimal notation and all five keys, which the strictest provider asks for.
         return "{\n  \"neftune_noise_alpha\": 5,\n  \"num_train_epochs\": 3,\n  \"per_device_train_batch_size\": 2,\n  \"learning_rate\": 0.0002,\n  \"max_steps\": -1\n}\n".to_owned();
     }
-    let mut text = serde_json::to_string_pretty(&TrainingParams::default()).expect("parameters are plain data");
+    let mut text = serde_json::to_string_pretty(&TrainingParams::default())
+        .expect("parameters are plain data");
     text.push('\n');
     text
 }
@@ -179,15 +275,23 @@ async fn check_dataset(
     config_path: Option<&Path>,
 ) -> Outcome {
     let report = zerog_sdk::fine_tuning::dataset::check_dataset_file(path)?;
-    app.output.line(format!("{} records ({}), {} bytes", report.records, report.format, report.bytes));
+    app.output.line(format!(
+        "{} records ({}), {} bytes",
+        report.records, report.format, report.bytes
+    ));
     app.output.line(format!("Dataset hash: {}", report.keccak));
     let calculation = match model {
         Some(model) => {
             let params = config_path.map(read_config).transpose()?;
             let broker = app.broker(Wallet::NotNeeded).await?;
-            let calculation =
-                broker.fine_tuning.calculate_token(path, model, provider, params.as_deref()).await?;
-            app.output.line(format!("{} tokens in {} examples", calculation.tokens, calculation.examples));
+            let calculation = broker
+                .fine_tuning
+                .calculate_token(path, model, provider, params.as_deref())
+                .await?;
+            app.output.line(format!(
+                "{} tokens in {} examples",
+                calculation.tokens, calculation.examples
+            ));
             if let Some(supervised) = calculation.supervised_tokens {
                 app.output.line(format!("{supervised} tokens are learned"));
             }
@@ -202,7 +306,8 @@ async fn check_dataset(
         None => None,
     };
     app.output.line("The dataset is fine");
-    app.output.json(&json!({ "dataset": report, "tokens": calculation }));
+    app.output
+        .json(&json!({ "dataset": report, "tokens": calculation }));
     Ok(())
 }
 
@@ -219,9 +324,13 @@ async fn upload(app: &App, path: &Path, provider: Option<Address>, plain: bool) 
     let mut progress = app.output.progress();
     let show = |news: Progress| progress.show(&news);
     let options = UploadOptions { plain };
-    let uploaded = broker.fine_tuning.upload_dataset_to_tee_with(provider, path, &options, show).await?;
+    let uploaded = broker
+        .fine_tuning
+        .upload_dataset_to_tee_with(provider, path, &options, show)
+        .await?;
     app.output.note(&uploaded.message);
-    app.output.line(format!("Root hash: {}", uploaded.dataset_hash));
+    app.output
+        .line(format!("Root hash: {}", uploaded.dataset_hash));
     app.output.json(&uploaded);
     Ok(())
 }
@@ -244,14 +353,21 @@ async fn upload_to_storage(app: &App, path: &Path) -> Outcome {
 /// Stores a file on the storage network.
 pub(super) async fn store(app: &App, broker: &Broker, path: &Path) -> Outcome<B256> {
     let mut progress = app.output.progress();
-    Ok(broker.fine_tuning.upload_dataset(path, |news| progress.show(&news)).await?)
+    Ok(broker
+        .fine_tuning
+        .upload_dataset(path, |news| progress.show(&news))
+        .await?)
 }
 
 async fn download(app: &App, path: &Path, root: B256) -> Outcome {
     let broker = app.broker(Wallet::NotNeeded).await?;
     let mut progress = app.output.progress();
-    broker.fine_tuning.download_dataset(path, root, |news| progress.show(&news)).await?;
-    app.output.line(format!("Downloaded and verified {}", path.display()));
+    broker
+        .fine_tuning
+        .download_dataset(path, root, |news| progress.show(&news))
+        .await?;
+    app.output
+        .line(format!("Downloaded and verified {}", path.display()));
     app.output.json(&json!({ "path": path, "rootHash": root }));
     Ok(())
 }
@@ -266,16 +382,31 @@ async fn calculate_token(
     let broker = app.broker(Wallet::NotNeeded).await?;
     let params = config_path.map(read_config).transpose()?;
     if let (Some(provider), Some(params)) = (provider, &params) {
-        let quote = broker.fine_tuning.quote_fee(provider, model, path, params).await?;
-        app.output.line(format!("Token size for dataset {}: {}", path.display(), quote.calculation.tokens));
+        let quote = broker
+            .fine_tuning
+            .quote_fee(provider, model, path, params)
+            .await?;
+        app.output.line(format!(
+            "Token size for dataset {}: {}",
+            path.display(),
+            quote.calculation.tokens
+        ));
         app.output.note(walk::quote_text(&quote));
         app.output.json(&quote);
         return Ok(());
     }
-    let calculation = broker.fine_tuning.calculate_token(path, model, provider, params.as_deref()).await?;
-    app.output.line(format!("Token size for dataset {}: {}", path.display(), calculation.tokens));
+    let calculation = broker
+        .fine_tuning
+        .calculate_token(path, model, provider, params.as_deref())
+        .await?;
+    app.output.line(format!(
+        "Token size for dataset {}: {}",
+        path.display(),
+        calculation.tokens
+    ));
     if calculation.is_estimate {
-        app.output.note("This is an estimate: the provider counts with rules of its own.");
+        app.output
+            .note("This is an estimate: the provider counts with rules of its own.");
     }
     app.output.json(&calculation);
     Ok(())
@@ -287,7 +418,16 @@ async fn acknowledge_model(app: &App, arguments: &AcknowledgeModel) -> Outcome {
     let acknowledged = {
         let mut progress = app.output.progress();
         let show = |news: Progress| progress.show(&news);
-        broker.fine_tuning.acknowledge_model(provider, task, &arguments.data_path, arguments.download_method, show).await?
+        broker
+            .fine_tuning
+            .acknowledge_model(
+                provider,
+                task,
+                &arguments.data_path,
+                arguments.download_method,
+                show,
+            )
+            .await?
     };
     app.output.line("Acknowledged model");
     if !arguments.deploy {
@@ -306,17 +446,27 @@ async fn acknowledge_model(app: &App, arguments: &AcknowledgeModel) -> Outcome {
     };
     let deployed = {
         let mut progress = app.output.progress();
-        broker.inference.lora.deploy_adapter(serving, &model, task, &options, |news| progress.show(&news)).await?
+        broker
+            .inference
+            .lora
+            .deploy_adapter(serving, &model, task, &options, |news| progress.show(&news))
+            .await?
     };
-    app.output.line(format!("Adapter name: {}", deployed.adapter_name));
+    app.output
+        .line(format!("Adapter name: {}", deployed.adapter_name));
     app.output.line(&deployed.message);
-    app.output.json(&json!({ "acknowledged": acknowledged, "deployed": deployed }));
+    app.output
+        .json(&json!({ "acknowledged": acknowledged, "deployed": deployed }));
     Ok(())
 }
 
 /// The name of the base model of a task.
 async fn task_model(broker: &Broker, provider: Address, task: TaskId) -> Outcome<String> {
-    let hash = broker.fine_tuning.get_task(provider, Some(task)).await?.pre_trained_model_hash;
+    let hash = broker
+        .fine_tuning
+        .get_task(provider, Some(task))
+        .await?
+        .pre_trained_model_hash;
     if let Some(model) = models::find(&hash) {
         return Ok(model.name.to_owned());
     }
@@ -335,7 +485,10 @@ async fn decrypt_model(
     let broker = app.broker(Wallet::Needed).await?;
     let mut progress = app.output.progress();
     let show = |news: Progress| progress.show(&news);
-    let path: PathBuf = broker.fine_tuning.decrypt_model(provider, task, encrypted, output, timeout, show).await?;
+    let path: PathBuf = broker
+        .fine_tuning
+        .decrypt_model(provider, task, encrypted, output, timeout, show)
+        .await?;
     app.output.line("Decrypted model");
     let manifest = match unpack {
         Some(folder) => {
@@ -345,7 +498,8 @@ async fn decrypt_model(
         }
         None => None,
     };
-    app.output.json(&json!({ "path": path, "unpacked": unpack, "manifest": manifest }));
+    app.output
+        .json(&json!({ "path": path, "unpacked": unpack, "manifest": manifest }));
     Ok(())
 }
 
@@ -354,7 +508,10 @@ async fn list_adapters(app: &App, provider: Address) -> Outcome {
     let adapters = broker.inference.lora.list_adapters(provider).await?;
     let mut table = Table::with_head(&[("Adapter", 48), ("Task", 40), ("State", 15)]);
     for adapter in &adapters {
-        let state = adapter.tier.clone().unwrap_or_else(|| adapter.state.clone());
+        let state = adapter
+            .tier
+            .clone()
+            .unwrap_or_else(|| adapter.state.clone());
         table.row([adapter.adapter_name.clone(), adapter.task_id.clone(), state]);
     }
     app.output.table(&table);
@@ -372,7 +529,9 @@ fn wanted(arguments: &AdapterArgs) -> Outcome<Wanted<'_>> {
     match (&arguments.adapter_name, &arguments.model, arguments.task_id) {
         (Some(name), ..) => Ok(Wanted::Name(name)),
         (None, Some(model), Some(task)) => Ok(Wanted::Task(model, task)),
-        _ => Err(Failure::usage("Provide either --adapter-name or both --model and --task-id")),
+        _ => Err(Failure::usage(
+            "Provide either --adapter-name or both --model and --task-id",
+        )),
     }
 }
 
@@ -390,11 +549,18 @@ async fn deploy_adapter(app: &App, arguments: &DeployAdapter) -> Outcome {
         let show = |news: Progress| progress.show(&news);
         let lora = &broker.inference.lora;
         match wanted {
-            Wanted::Name(name) => lora.deploy_adapter_by_name(provider, name, &options, show).await?,
-            Wanted::Task(model, task) => lora.deploy_adapter(provider, model, task, &options, show).await?,
+            Wanted::Name(name) => {
+                lora.deploy_adapter_by_name(provider, name, &options, show)
+                    .await?
+            }
+            Wanted::Task(model, task) => {
+                lora.deploy_adapter(provider, model, task, &options, show)
+                    .await?
+            }
         }
     };
-    app.output.line(format!("Adapter name: {}", deployed.adapter_name));
+    app.output
+        .line(format!("Adapter name: {}", deployed.adapter_name));
     app.output.line(&deployed.message);
     app.output.json(&deployed);
     Ok(())
@@ -422,18 +588,32 @@ async fn chat(app: &App, arguments: &Chat) -> Outcome {
     }
     let answer = {
         let mut progress = app.output.progress();
-        lora.chat_completion(provider, body, |news| progress.show(&news)).await?
+        lora.chat_completion(provider, body, |news| progress.show(&news))
+            .await?
     };
-    let proof = if arguments.verify { Some(lora.verify_answer(provider, &answer).await?) } else { None };
+    let proof = if arguments.verify {
+        Some(lora.verify_answer(provider, &answer).await?)
+    } else {
+        None
+    };
     app.output.line(format!("Adapter model name: {name}"));
-    app.output.line(format!("Assistant: {}", answer.content().unwrap_or_default()));
+    app.output.line(format!(
+        "Assistant: {}",
+        answer.content().unwrap_or_default()
+    ));
     if let Some((prompt, completion, total)) = answer.usage() {
-        app.output.line(format!("Tokens: {prompt} prompt + {completion} completion = {total} total"));
+        app.output.line(format!(
+            "Tokens: {prompt} prompt + {completion} completion = {total} total"
+        ));
     }
     if let Some(proof) = &proof {
-        app.output.line(format!("Verified: request and response are signed by {}", proof.signer));
+        app.output.line(format!(
+            "Verified: request and response are signed by {}",
+            proof.signer
+        ));
     }
-    app.output.json(&json!({ "answer": answer, "proof": proof }));
+    app.output
+        .json(&json!({ "answer": answer, "proof": proof }));
     Ok(())
 }
 
@@ -444,7 +624,10 @@ pub(super) fn verdict(app: &App, arguments: &Verify, report: &VerificationReport
         Level::Verified | Level::Partial => {
             app.output.line("✅ Verification completed successfully");
             app.output.line("   Reports: combined");
-            app.output.line(format!("   Output directory: {}", arguments.output_dir.display()));
+            app.output.line(format!(
+                "   Output directory: {}",
+                arguments.output_dir.display()
+            ));
             OK
         }
         Level::Simulated => {
@@ -452,14 +635,22 @@ pub(super) fn verdict(app: &App, arguments: &Verify, report: &VerificationReport
             SIMULATED
         }
         Level::Failed => {
-            app.output.warn(format!("❌ Verification failed: {}", report.errors.join("; ")));
+            app.output.warn(format!(
+                "❌ Verification failed: {}",
+                report.errors.join("; ")
+            ));
             VERIFICATION
         }
     };
     let open: Vec<&str> = report
         .checks
         .iter()
-        .filter(|check| matches!(check.status, zerog_sdk::CheckStatus::Skipped | zerog_sdk::CheckStatus::Warning))
+        .filter(|check| {
+            matches!(
+                check.status,
+                zerog_sdk::CheckStatus::Skipped | zerog_sdk::CheckStatus::Warning
+            )
+        })
         .map(|check| check.name)
         .collect();
     if !open.is_empty() {
@@ -470,7 +661,9 @@ pub(super) fn verdict(app: &App, arguments: &Verify, report: &VerificationReport
 
 /// The command that talks to an adapter.
 pub(super) fn chat_command(provider: Address, adapter_name: &str) -> String {
-    format!("0g-compute-cli fine-tuning chat --provider {provider} --adapter-name {adapter_name} --message \"Hello!\"")
+    format!(
+        "0g-compute-cli fine-tuning chat --provider {provider} --adapter-name {adapter_name} --message \"Hello!\""
+    )
 }
 
 /// The whole sum in words.
@@ -500,8 +693,18 @@ mod tests {
             provider: Some(Address::ZERO),
         };
         let text = models_table(std::slice::from_ref(&model), true).render(false);
-        assert!(text.contains(&format!("│ {} │ {} │ 0x", "a".repeat(28), "d".repeat(73))), "{text}");
-        assert!(text.contains(&format!("│ aa{} │ d{} │", " ".repeat(26), " ".repeat(72))), "{text}");
-        assert!(!models_table(&[model], false).render(false).contains("Provider"));
+        assert!(
+            text.contains(&format!("│ {} │ {} │ 0x", "a".repeat(28), "d".repeat(73))),
+            "{text}"
+        );
+        assert!(
+            text.contains(&format!("│ aa{} │ d{} │", " ".repeat(26), " ".repeat(72))),
+            "{text}"
+        );
+        assert!(
+            !models_table(&[model], false)
+                .render(false)
+                .contains("Provider")
+        );
     }
 }

@@ -14,20 +14,32 @@ use crate::output::Table;
 
 pub(super) async fn run(app: &App, command: Inference) -> Outcome<u8> {
     match command {
-        Inference::ListProviders { include_invalid } => list_providers(app, include_invalid).await?,
+        Inference::ListProviders { include_invalid } => {
+            list_providers(app, include_invalid).await?
+        }
         Inference::GetModels { provider } => get_models(app, provider).await?,
         Inference::AcknowledgeProvider { provider } => {
             let broker = app.broker(Wallet::Needed).await?;
             let mut progress = app.output.progress();
             let show = |news: Progress| progress.show(&news);
-            let receipt = broker.inference.acknowledge_provider_signer(provider, show).await?;
+            let receipt = broker
+                .inference
+                .acknowledge_provider_signer(provider, show)
+                .await?;
             app.output.line(acknowledged_text(receipt.is_some()));
             app.output.json(&receipt);
         }
-        Inference::GetSecret { provider, token_id, duration } => {
+        Inference::GetSecret {
+            provider,
+            token_id,
+            duration,
+        } => {
             let broker = app.broker(Wallet::Needed).await?;
             let lifetime = (duration > 0).then(|| Duration::from_millis(duration));
-            let key = broker.inference.create_api_key(provider, token_id, lifetime).await?;
+            let key = broker
+                .inference
+                .create_api_key(provider, token_id, lifetime)
+                .await?;
             app.output.note(format!(
                 "Token id {}; revoke it with `0g-compute-cli inference revoke-token`. Keep the key: it is stored nowhere.",
                 key.token_id
@@ -49,7 +61,10 @@ pub(super) async fn run(app: &App, command: Inference) -> Outcome<u8> {
             let broker = app.broker(Wallet::NotNeeded).await?;
             let output_dir = Some(arguments.output_dir.as_path());
             let on_log = |step: &zerog_sdk::VerificationStep| app.output.line(&step.message);
-            let report = broker.inference.verify_service(arguments.provider, output_dir, on_log).await?;
+            let report = broker
+                .inference
+                .verify_service(arguments.provider, output_dir, on_log)
+                .await?;
             return Ok(verdict(app, &arguments, &report));
         }
     }
@@ -58,16 +73,28 @@ pub(super) async fn run(app: &App, command: Inference) -> Outcome<u8> {
 
 async fn list_providers(app: &App, include_invalid: bool) -> Outcome {
     let broker = app.broker(Wallet::NotNeeded).await?;
-    let services = broker.inference.list_service(0, usize::MAX, include_invalid).await?;
+    let services = broker
+        .inference
+        .list_service(0, usize::MAX, include_invalid)
+        .await?;
     if services.is_empty() {
         app.output.note("There are no inference providers on this network (--include-invalid shows unacknowledged ones).");
     } else {
         let mut table = Table::new(&[50, 50]);
         for (index, service) in services.iter().enumerate() {
-            table.highlighted_row([format!("Provider {}", index + 1), service.provider.to_string()]);
+            table.highlighted_row([
+                format!("Provider {}", index + 1),
+                service.provider.to_string(),
+            ]);
             table.row(["Model".into(), service.model.clone()]);
-            table.row(["Input Price Per Token (0G)".into(), format_0g_fixed(service.input_price)]);
-            table.row(["Output Price Per Token (0G)".into(), format_0g_fixed(service.output_price)]);
+            table.row([
+                "Input Price Per Token (0G)".into(),
+                format_0g_fixed(service.input_price),
+            ]);
+            table.row([
+                "Output Price Per Token (0G)".into(),
+                format_0g_fixed(service.output_price),
+            ]);
             table.row(["Verifiability".into(), service.verifiability.clone()]);
         }
         app.output.table(&table);
@@ -81,7 +108,11 @@ async fn get_models(app: &App, provider: Address) -> Outcome {
     let models = broker.inference.get_provider_models(provider).await?;
     let mut table = Table::with_head(&[("Model", 60)]);
     for model in &models {
-        table.row([model.get("id").and_then(serde_json::Value::as_str).unwrap_or_default().to_owned()]);
+        table.row([model
+            .get("id")
+            .and_then(serde_json::Value::as_str)
+            .unwrap_or_default()
+            .to_owned()]);
     }
     app.output.table(&table);
     app.output.json(&models);

@@ -13,21 +13,33 @@ use crate::output::Table;
 pub(super) async fn deposit(app: &App, amount: U256) -> Outcome {
     let broker = app.broker(Wallet::Needed).await?;
     let receipt = broker.ledger.deposit_fund(amount).await?;
-    done(app, &format!("Deposited {} 0G", format_0g(amount)), &receipt);
+    done(
+        app,
+        &format!("Deposited {} 0G", format_0g(amount)),
+        &receipt,
+    );
     Ok(())
 }
 
 pub(super) async fn add_account(app: &App, amount: U256) -> Outcome {
     let broker = app.broker(Wallet::Needed).await?;
     let receipt = broker.ledger.add_ledger(amount).await?;
-    done(app, &format!("Created the account with {} 0G", format_0g(amount)), &receipt);
+    done(
+        app,
+        &format!("Created the account with {} 0G", format_0g(amount)),
+        &receipt,
+    );
     Ok(())
 }
 
 pub(super) async fn refund(app: &App, amount: U256) -> Outcome {
     let broker = app.broker(Wallet::Needed).await?;
     let receipt = broker.ledger.refund(amount).await?;
-    done(app, &format!("Paid {} 0G out to the wallet", format_0g(amount)), &receipt);
+    done(
+        app,
+        &format!("Paid {} 0G out to the wallet", format_0g(amount)),
+        &receipt,
+    );
     Ok(())
 }
 
@@ -71,13 +83,20 @@ pub(super) async fn get_account(app: &App) -> Outcome {
     let mut table = Table::with_head(&[("Balance", 35), ("Value (0G)", 50)]);
     table.row(["Account".into(), ledger.user.to_string()]);
     table.row(["Total".into(), format_0g(ledger.total_balance)]);
-    table.row(["Available in the ledger".into(), format_0g(ledger.available_balance)]);
+    table.row([
+        "Available in the ledger".into(),
+        format_0g(ledger.available_balance),
+    ]);
     table.row(["In sub-accounts".into(), format_0g(ledger.locked_balance())]);
     table.row(["In the wallet".into(), format_0g(wallet_balance)]);
     app.output.table(&table);
     if !sub_accounts.is_empty() {
-        let mut table =
-            Table::with_head(&[("Service", 14), ("Provider", 45), ("Balance (0G)", 26), ("Asked back (0G)", 26)]);
+        let mut table = Table::with_head(&[
+            ("Service", 14),
+            ("Provider", 45),
+            ("Balance (0G)", 26),
+            ("Asked back (0G)", 26),
+        ]);
         for account in &sub_accounts {
             table.row([
                 account.service.to_string(),
@@ -88,24 +107,49 @@ pub(super) async fn get_account(app: &App) -> Outcome {
         }
         app.output.table(&table);
     }
-    app.output.json(&AccountView { ledger, wallet_balance, sub_accounts });
+    app.output.json(&AccountView {
+        ledger,
+        wallet_balance,
+        sub_accounts,
+    });
     Ok(())
 }
 
-async fn sub_account(broker: &Broker, provider: Address, service: ServiceKind) -> zerog_sdk::Result<SubAccountView> {
+async fn sub_account(
+    broker: &Broker,
+    provider: Address,
+    service: ServiceKind,
+) -> zerog_sdk::Result<SubAccountView> {
     let (balance, pending_refund, acknowledged, refunds) = match service {
         ServiceKind::FineTuning => {
             let detail = broker.fine_tuning.get_account_with_detail(provider).await?;
             let account = detail.account;
-            (account.balance, account.pending_refund, account.acknowledged, detail.refunds)
+            (
+                account.balance,
+                account.pending_refund,
+                account.acknowledged,
+                detail.refunds,
+            )
         }
         ServiceKind::Inference => {
             let detail = broker.inference.get_account_with_detail(provider).await?;
             let account = detail.account;
-            (account.balance, account.pending_refund, account.acknowledged, detail.refunds)
+            (
+                account.balance,
+                account.pending_refund,
+                account.acknowledged,
+                detail.refunds,
+            )
         }
     };
-    Ok(SubAccountView { service, provider, balance, pending_refund, acknowledged, refunds })
+    Ok(SubAccountView {
+        service,
+        provider,
+        balance,
+        pending_refund,
+        acknowledged,
+        refunds,
+    })
 }
 
 pub(super) async fn get_sub_account(app: &App, arguments: &SubAccount) -> Outcome {
@@ -117,8 +161,18 @@ pub(super) async fn get_sub_account(app: &App, arguments: &SubAccount) -> Outcom
     table.row(["Provider".into(), view.provider.to_string()]);
     table.row(["Balance (0G)".into(), format_0g(view.balance)]);
     table.row(["Asked back (0G)".into(), format_0g(view.pending_refund)]);
-    table.row(["Available (0G)".into(), format_0g(view.balance.saturating_sub(view.pending_refund))]);
-    table.row(["Provider acknowledged".into(), if view.acknowledged { "✓".into() } else { "✗".into() }]);
+    table.row([
+        "Available (0G)".into(),
+        format_0g(view.balance.saturating_sub(view.pending_refund)),
+    ]);
+    table.row([
+        "Provider acknowledged".into(),
+        if view.acknowledged {
+            "✓".into()
+        } else {
+            "✗".into()
+        },
+    ]);
     app.output.table(&table);
     if !view.refunds.is_empty() {
         let mut table = Table::with_head(&[("Refund (0G)", 35), ("Collectable", 50)]);
@@ -135,7 +189,11 @@ fn collectable(seconds: u64) -> String {
     match seconds {
         0 => "now, with retrieve-fund".into(),
         seconds if seconds < 3600 => format!("in {} min", seconds.div_ceil(60)),
-        seconds => format!("in {} h {} min", seconds / 3600, (seconds % 3600).div_ceil(60)),
+        seconds => format!(
+            "in {} h {} min",
+            seconds / 3600,
+            (seconds % 3600).div_ceil(60)
+        ),
     }
 }
 
@@ -143,8 +201,14 @@ pub(super) async fn transfer_fund(app: &App, arguments: &TransferFund) -> Outcom
     let broker = app.broker(Wallet::Needed).await?;
     let service = which_service(app, &broker, &arguments.account).await?;
     let provider = arguments.account.provider;
-    let receipt = broker.ledger.transfer_fund(provider, service, arguments.amount).await?;
-    let text = format!("Transferred {} 0G to the {service} sub-account with {provider}", format_0g(arguments.amount));
+    let receipt = broker
+        .ledger
+        .transfer_fund(provider, service, arguments.amount)
+        .await?;
+    let text = format!(
+        "Transferred {} 0G to the {service} sub-account with {provider}",
+        format_0g(arguments.amount)
+    );
     done(app, &text, &receipt);
     Ok(())
 }
@@ -159,16 +223,33 @@ async fn which_service(app: &App, broker: &Broker, arguments: &SubAccount) -> Ou
         Err(Error::ServiceMissing { .. }) => Ok(false),
         Err(error) => Err(error),
     };
-    let fine_tuning = exists(broker.fine_tuning.get_service(arguments.provider).await.map(|_| ()))?;
-    let inference = exists(broker.inference.get_service(arguments.provider).await.map(|_| ()))?;
+    let fine_tuning = exists(
+        broker
+            .fine_tuning
+            .get_service(arguments.provider)
+            .await
+            .map(|_| ()),
+    )?;
+    let inference = exists(
+        broker
+            .inference
+            .get_service(arguments.provider)
+            .await
+            .map(|_| ()),
+    )?;
     let service = match (fine_tuning, inference) {
         (false, true) => ServiceKind::Inference,
         (false, false) => {
-            return Err(Error::ServiceMissing { provider: arguments.provider, service: ServiceKind::FineTuning }.into());
+            return Err(Error::ServiceMissing {
+                provider: arguments.provider,
+                service: ServiceKind::FineTuning,
+            }
+            .into());
         }
         _ => ServiceKind::FineTuning,
     };
-    app.output.note(format!("Service: {service} (choose with --service)"));
+    app.output
+        .note(format!("Service: {service} (choose with --service)"));
     Ok(service)
 }
 
@@ -181,17 +262,28 @@ pub(super) async fn retrieve_fund(app: &App, arguments: &RetrieveFund) -> Outcom
     let providers = arguments.provider.map(|provider| [provider]);
     let mut receipts = Vec::new();
     for service in services {
-        let sent = broker.ledger.retrieve_fund(service, providers.as_ref().map(|list| &list[..])).await?;
+        let sent = broker
+            .ledger
+            .retrieve_fund(service, providers.as_ref().map(|list| &list[..]))
+            .await?;
         if !sent.is_empty() {
-            app.output.line(format!("Asked for refunds from the {service} sub-accounts and collected unlocked ones"));
+            app.output.line(format!(
+                "Asked for refunds from the {service} sub-accounts and collected unlocked ones"
+            ));
         }
-        receipts.extend(sent.into_iter().map(|receipt| json!({ "service": service, "receipt": receipt })));
+        receipts.extend(
+            sent.into_iter()
+                .map(|receipt| json!({ "service": service, "receipt": receipt })),
+        );
     }
     if receipts.is_empty() {
-        app.output.line("There are no sub-accounts to retrieve from");
+        app.output
+            .line("There are no sub-accounts to retrieve from");
     } else {
         let hours = broker.fine_tuning.get_locked_time().await?.div_ceil(3600);
-        app.output.note(format!("Refunds unlock after {hours} h; run retrieve-fund again then, and refund to pay out."));
+        app.output.note(format!(
+            "Refunds unlock after {hours} h; run retrieve-fund again then, and refund to pay out."
+        ));
     }
     app.output.json(&receipts);
     Ok(())

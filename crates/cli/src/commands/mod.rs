@@ -6,7 +6,6 @@ mod fine_tuning;
 mod inference;
 mod ledger;
 mod network;
-
 mod task;
 mod walk;
 

@@ -13,7 +13,9 @@ pub(super) async fn setup(app: &App, arguments: &SetupNetwork) -> Outcome {
         (None, Some(url)) => NetworkSettings::detect(url).await?,
         (None, None) if is_interactive() => choose()?,
         (None, None) => {
-            return Err(Failure::usage("name a network with --network: mainnet, testnet, testnet-dev or devnet"));
+            return Err(Failure::usage(
+                "name a network with --network: mainnet, testnet, testnet-dev or devnet",
+            ));
         }
     };
     let mut network = app.with_overrides(base);
@@ -21,7 +23,10 @@ pub(super) async fn setup(app: &App, arguments: &SetupNetwork) -> Outcome {
         network.name.clone_from(name);
     }
     app.profile.save_network(&network)?;
-    app.output.line(format!("Network set to {} (chain {}, {})", network.name, network.chain_id, network.rpc_url));
+    app.output.line(format!(
+        "Network set to {} (chain {}, {})",
+        network.name, network.chain_id, network.rpc_url
+    ));
     app.output.json(&network);
     Ok(())
 }
@@ -29,12 +34,20 @@ pub(super) async fn setup(app: &App, arguments: &SetupNetwork) -> Outcome {
 fn choose() -> Outcome<NetworkSettings> {
     let mut question = String::from("Networks:\n");
     for (index, network) in networks::ALL.iter().enumerate() {
-        question.push_str(&format!("  {} {} (chain {})\n", index + 1, network.name, network.chain_id));
+        question.push_str(&format!(
+            "  {} {} (chain {})\n",
+            index + 1,
+            network.name,
+            network.chain_id
+        ));
     }
     question.push_str("Choose by number or name: ");
     let answer = ask(&question)?;
     let answer = answer.trim();
-    let by_number = answer.parse::<usize>().ok().and_then(|number| networks::ALL.get(number.wrapping_sub(1)));
+    let by_number = answer
+        .parse::<usize>()
+        .ok()
+        .and_then(|number| networks::ALL.get(number.wrapping_sub(1)));
     match by_number {
         Some(network) => Ok((*network).into()),
         None => Ok(NetworkSettings::by_name(answer)?),

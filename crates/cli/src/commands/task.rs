@@ -3,7 +3,10 @@
 use std::path::Path;
 
 use serde_json::json;
-use zerog_sdk::{Address, Broker, CreateTask, Progress, Task, TaskId, TaskState, UploadOptions, U256, WaitOptions};
+use zerog_sdk::{
+    Address, Broker, CreateTask, Progress, Task, TaskId, TaskState, U256, UploadOptions,
+    WaitOptions,
+};
 
 use super::fine_tuning::{read_config, store, sum_0g};
 use crate::app::{App, Wallet, is_interactive};
@@ -14,10 +17,14 @@ use crate::output::{Table, wrapped, write_text};
 pub(super) async fn create(app: &App, arguments: &args::CreateTask) -> Outcome {
     match (&arguments.dataset, &arguments.dataset_path) {
         (None, None) => {
-            return Err(Failure::usage("Either --dataset (hash) or --dataset-path (file path) must be provided"));
+            return Err(Failure::usage(
+                "Either --dataset (hash) or --dataset-path (file path) must be provided",
+            ));
         }
         (Some(_), Some(_)) => {
-            return Err(Failure::usage("--dataset and --dataset-path are mutually exclusive. Please provide only one."));
+            return Err(Failure::usage(
+                "--dataset and --dataset-path are mutually exclusive. Please provide only one.",
+            ));
         }
         _ => {}
     }
@@ -32,15 +39,19 @@ pub(super) async fn create(app: &App, arguments: &args::CreateTask) -> Outcome {
     };
     let dataset_hash = match (&arguments.dataset, &arguments.dataset_path) {
         (Some(hash), _) => hash.clone(),
-        (None, Some(path)) => hand_over(app, &broker, provider, path, arguments.via, arguments.plain).await?,
+        (None, Some(path)) => {
+            hand_over(app, &broker, provider, path, arguments.via, arguments.plain).await?
+        }
         (None, None) => return Err(Failure::usage("no dataset was named")),
     };
     app.output.line("Verify provider...");
     verify(app, &broker, provider).await?;
     app.output.line("Provider verified");
     warn_about_balance(app, &broker, provider).await?;
-    app.output.line("Creating task (fee will be calculated automatically)...");
-    app.output.line("Fee will be automatically calculated by the broker based on actual token count");
+    app.output
+        .line("Creating task (fee will be calculated automatically)...");
+    app.output
+        .line("Fee will be automatically calculated by the broker based on actual token count");
     let task = broker
         .fine_tuning
         .create_task(&CreateTask {
@@ -61,7 +72,9 @@ pub(super) async fn create(app: &App, arguments: &args::CreateTask) -> Outcome {
     if let (Some(said), None, Some(tokens)) = (arguments.data_size, counted, view.tokens)
         && said != tokens
     {
-        app.output.warn(format!("--data-size {said} is not the dataset's size: it has {tokens} tokens"));
+        app.output.warn(format!(
+            "--data-size {said} is not the dataset's size: it has {tokens} tokens"
+        ));
     }
     app.output.line(format!("Task {task} is {}", view.progress));
     app.output.note(next_step(provider, task));
@@ -79,13 +92,26 @@ async fn check_size(
     params: &str,
 ) -> Outcome<Option<u64>> {
     let fine_tuning = &broker.fine_tuning;
-    let calculation =
-        match fine_tuning.calculate_token(path, &arguments.model, Some(arguments.provider), Some(params)).await {
-            Err(zerog_sdk::Error::Tokenizer { .. }) => return Ok(None),
-            other => other?,
-        };
-    if let Some(said) = arguments.data_size.filter(|said| *said != calculation.tokens) {
-        app.output.warn(format!("--data-size {said} is not the dataset's size: it has {} tokens", calculation.tokens));
+    let calculation = match fine_tuning
+        .calculate_token(
+            path,
+            &arguments.model,
+            Some(arguments.provider),
+            Some(params),
+        )
+        .await
+    {
+        Err(zerog_sdk::Error::Tokenizer { .. }) => return Ok(None),
+        other => other?,
+    };
+    if let Some(said) = arguments
+        .data_size
+        .filter(|said| *said != calculation.tokens)
+    {
+        app.output.warn(format!(
+            "--data-size {said} is not the dataset's size: it has {} tokens",
+            calculation.tokens
+        ));
     }
     Ok(Some(calculation.tokens))
 }
@@ -103,11 +129,14 @@ pub(super) async fn hand_over(
         Via::Storage => {
             app.output.warn("The dataset is stored IN CLEAR on public storage: anyone with its root hash can read it.");
             if !app.confirm("Store it in clear?").await? {
-                return Err(Failure::usage("nothing was stored; leave --via storage out to seal the dataset to the enclave"));
+                return Err(Failure::usage(
+                    "nothing was stored; leave --via storage out to seal the dataset to the enclave",
+                ));
             }
             app.output.line("Uploading dataset to 0G Storage...");
             let root = store(app, broker, path).await?;
-            app.output.line(format!("Dataset uploaded to 0G Storage, root hash: {root}"));
+            app.output
+                .line(format!("Dataset uploaded to 0G Storage, root hash: {root}"));
             Ok(root.to_string())
         }
         Via::Tee => {
@@ -115,9 +144,15 @@ pub(super) async fn hand_over(
             let mut progress = app.output.progress();
             let show = |news: Progress| progress.show(&news);
             let options = UploadOptions { plain };
-            let uploaded = broker.fine_tuning.upload_dataset_to_tee_with(provider, path, &options, show).await?;
+            let uploaded = broker
+                .fine_tuning
+                .upload_dataset_to_tee_with(provider, path, &options, show)
+                .await?;
             drop(progress);
-            app.output.line(format!("Dataset uploaded to TEE, hash: {}", uploaded.dataset_hash));
+            app.output.line(format!(
+                "Dataset uploaded to TEE, hash: {}",
+                uploaded.dataset_hash
+            ));
             Ok(uploaded.dataset_hash)
         }
     }
@@ -134,17 +169,29 @@ pub(super) async fn decide_queue(
     if queue {
         return Ok(true);
     }
-    let pending = broker.fine_tuning.get_pending_task_counter(provider).await?;
+    let pending = broker
+        .fine_tuning
+        .get_pending_task_counter(provider)
+        .await?;
     if pending == 0 {
         return Ok(false);
     }
     if no_queue || (!is_interactive() && !app.global.yes) {
         return Err(zerog_sdk::Error::QueueNotEmpty { pending }.into());
     }
-    if app.confirm(&format!("There are {pending} tasks in the queue. Do you want to continue?")).await? {
+    if app
+        .confirm(&format!(
+            "There are {pending} tasks in the queue. Do you want to continue?"
+        ))
+        .await?
+    {
         return Ok(true);
     }
-    Err(Failure::new(PROVIDER, "queue_not_empty", "User opted not to continue due to pending tasks in the queue."))
+    Err(Failure::new(
+        PROVIDER,
+        "queue_not_empty",
+        "User opted not to continue due to pending tasks in the queue.",
+    ))
 }
 
 /// Refuses a provider whose enclave is not good enough.
@@ -166,46 +213,80 @@ async fn warn_about_balance(app: &App, broker: &Broker, provider: Address) -> Ou
 }
 
 /// Waits for delivery with a progress bar.
-pub(super) async fn wait(app: &App, broker: &Broker, provider: Address, task: TaskId) -> Outcome<Task> {
+pub(super) async fn wait(
+    app: &App,
+    broker: &Broker,
+    provider: Address,
+    task: TaskId,
+) -> Outcome<Task> {
     let mut progress = app.output.progress();
     let show = |news: Progress| progress.show(&news);
-    Ok(broker.fine_tuning.wait_for_delivery(provider, task, &WaitOptions::default(), show).await?)
+    Ok(broker
+        .fine_tuning
+        .wait_for_delivery(provider, task, &WaitOptions::default(), show)
+        .await?)
 }
 
 fn next_step(provider: Address, task: TaskId) -> String {
-    format!("Next: 0g-compute-cli fine-tuning acknowledge-model --provider {provider} --task-id {task} --data-path ./adapter.enc")
+    format!(
+        "Next: 0g-compute-cli fine-tuning acknowledge-model --provider {provider} --task-id {task} --data-path ./adapter.enc"
+    )
 }
 
 pub(super) async fn get(app: &App, arguments: &TaskArgs) -> Outcome {
     let broker = app.broker(Wallet::Needed).await?;
-    let task = broker.fine_tuning.get_task(arguments.provider, arguments.task).await?;
+    let task = broker
+        .fine_tuning
+        .get_task(arguments.provider, arguments.task)
+        .await?;
     app.output.table(&task_table(&task));
     if let Some(reason) = &task.failure_reason {
         app.output.note(format!("Reason: {reason}"));
     }
-    if let Some(training) = task.training.as_ref().filter(|_| task.state() == Some(TaskState::Training)) {
-        app.output.note(format!("Step {} of {}", training.step, training.total_steps));
+    if let Some(training) = task
+        .training
+        .as_ref()
+        .filter(|_| task.state() == Some(TaskState::Training))
+    {
+        app.output.note(format!(
+            "Step {} of {}",
+            training.step, training.total_steps
+        ));
     }
     if task.state() == Some(TaskState::Delivered)
         && let Some(deadline) = task.ack_deadline
     {
-        app.output.note(format!("Acknowledge by Unix time {deadline}. {}", task_hint(arguments.provider, &task)));
+        app.output.note(format!(
+            "Acknowledge by Unix time {deadline}. {}",
+            task_hint(arguments.provider, &task)
+        ));
     }
     app.output.json(&task);
     Ok(())
 }
 
 fn task_hint(provider: Address, task: &Task) -> String {
-    task.id.parse().map_or_else(|_| String::new(), |id| next_step(provider, id))
+    task.id
+        .parse()
+        .map_or_else(|_| String::new(), |id| next_step(provider, id))
 }
 
 fn task_table(task: &Task) -> Table {
     let mut table = Table::with_head(&[("Field", 35), ("Value", 85)]);
     table.row(["ID".into(), task.id.clone()]);
-    table.row(["Created At".into(), task.created_at.clone().unwrap_or_default()]);
-    table.row(["Pre-trained Model Hash".into(), task.pre_trained_model_hash.clone()]);
+    table.row([
+        "Created At".into(),
+        task.created_at.clone().unwrap_or_default(),
+    ]);
+    table.row([
+        "Pre-trained Model Hash".into(),
+        task.pre_trained_model_hash.clone(),
+    ]);
     table.row(["Dataset Hash".into(), task.dataset_hash.clone()]);
-    table.row(["Training Params".into(), wrapped(&one_line(&task.training_params), 80)]);
+    table.row([
+        "Training Params".into(),
+        wrapped(&one_line(&task.training_params), 80),
+    ]);
     table.row(["Fee (neuron)".into(), task.fee.clone()]);
     table.row(["Progress".into(), task.progress.clone()]);
     table
@@ -213,7 +294,12 @@ fn task_table(task: &Task) -> Table {
 
 /// A parameter file without its line ends, which would break the table.
 fn one_line(text: &str) -> String {
-    text.lines().map(str::trim).collect::<Vec<_>>().join(" ").trim().to_owned()
+    text.lines()
+        .map(str::trim)
+        .collect::<Vec<_>>()
+        .join(" ")
+        .trim()
+        .to_owned()
 }
 
 pub(super) async fn list(app: &App, provider: Address) -> Outcome {
@@ -221,7 +307,11 @@ pub(super) async fn list(app: &App, provider: Address) -> Outcome {
     let tasks = broker.fine_tuning.list_task(provider).await?;
     let mut table = Table::with_head(&[("ID", 50), ("Created At", 30), ("Status", 30)]);
     for task in &tasks {
-        table.row([task.id.clone(), task.created_at.clone().unwrap_or_default(), task.progress.clone()]);
+        table.row([
+            task.id.clone(),
+            task.created_at.clone().unwrap_or_default(),
+            task.progress.clone(),
+        ]);
     }
     app.output.table(&table);
     app.output.json(&tasks);
@@ -245,7 +335,8 @@ pub(super) async fn log(app: &App, arguments: &TaskArgs, follow: bool) -> Outcom
     let view = fine_tuning
         .follow_log(provider, task, |text| {
             if is_json {
-                text.lines().for_each(|line| write_text(&format!("{}\n", json!({ "log": line }))));
+                text.lines()
+                    .for_each(|line| write_text(&format!("{}\n", json!({ "log": line }))));
             } else {
                 write_text(text);
             }
@@ -256,7 +347,13 @@ pub(super) async fn log(app: &App, arguments: &TaskArgs, follow: bool) -> Outcom
 }
 
 fn parse_id(task: &Task) -> Outcome<TaskId> {
-    task.id.parse().map_err(|_| Failure::new(PROVIDER, "provider_answer_malformed", format!("`{}` is no task id", task.id)))
+    task.id.parse().map_err(|_| {
+        Failure::new(
+            PROVIDER,
+            "provider_answer_malformed",
+            format!("`{}` is no task id", task.id),
+        )
+    })
 }
 
 pub(super) async fn cancel(app: &App, provider: Address, task: TaskId) -> Outcome {
@@ -288,10 +385,16 @@ mod tests {
         let text = task_table(&task).render(false);
         let rows: Vec<&str> = text.lines().collect();
         assert_eq!(rows[1], format!("│ {:<33} │ {:<83} │", "Field", "Value"));
-        let first = rows.iter().position(|row| row.contains("Training Params")).unwrap();
+        let first = rows
+            .iter()
+            .position(|row| row.contains("Training Params"))
+            .unwrap();
         assert!(rows[first].contains("│ { \"a\": \"xxx"));
         assert!(rows[first + 1].starts_with(&format!("│ {:<33} │ xxx", "")));
-        assert!(rows.iter().any(|row| row.contains("│ Fee (neuron)") && row.contains("179668154")));
+        assert!(
+            rows.iter()
+                .any(|row| row.contains("│ Fee (neuron)") && row.contains("179668154"))
+        );
         assert!(rows.iter().all(|row| row.chars().count() == 123));
     }
 }

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::json;
-use zerog_sdk::{Address, Broker, CreateTask, DeployOptions, FeeQuote, FundPlan, Progress, ServiceKind};
+use zerog_sdk::{
+    Address, Broker, CreateTask, DeployOptions, FeeQuote, FundPlan, Progress, ServiceKind,
+};
 
 use super::fine_tuning::{chat_command, read_config, sum_0g};
 use super::task;
@@ -22,18 +24,33 @@ pub(super) async fn run(app: &App, arguments: &Run) -> Outcome {
         Some(path) => read_config(path)?,
         None => "{}".to_owned(),
     };
-    if let Some(folder) = arguments.output_dir.as_ref().filter(|folder| folder.exists()) {
-        return Err(Failure::usage(format!("{} exists already; name a new folder with --output-dir", folder.display())));
+    if let Some(folder) = arguments
+        .output_dir
+        .as_ref()
+        .filter(|folder| folder.exists())
+    {
+        return Err(Failure::usage(format!(
+            "{} exists already; name a new folder with --output-dir",
+            folder.display()
+        )));
     }
     let broker = app.broker(Wallet::Needed).await?;
     let provider = match arguments.provider {
         Some(provider) => provider,
         None => cheapest(app, &broker).await?,
     };
-    let serving = if arguments.no_deploy { None } else { Some(serving_provider(&broker, arguments, provider).await?) };
+    let serving = if arguments.no_deploy {
+        None
+    } else {
+        Some(serving_provider(&broker, arguments, provider).await?)
+    };
 
-    let queue = task::decide_queue(app, &broker, provider, arguments.queue, arguments.no_queue).await?;
-    let quote = broker.fine_tuning.quote_fee(provider, &arguments.model, &arguments.dataset_path, &params).await?;
+    let queue =
+        task::decide_queue(app, &broker, provider, arguments.queue, arguments.no_queue).await?;
+    let quote = broker
+        .fine_tuning
+        .quote_fee(provider, &arguments.model, &arguments.dataset_path, &params)
+        .await?;
     app.output.line(quote_text(&quote));
     // Moving money acknowledges the provider, so it is verified before.
     app.output.line("Verify provider...");
@@ -43,8 +60,15 @@ pub(super) async fn run(app: &App, arguments: &Run) -> Outcome {
     fund(app, &broker, &plan).await?;
     acknowledge(app, &broker, provider).await?;
 
-    let dataset_hash =
-        task::hand_over(app, &broker, provider, &arguments.dataset_path, arguments.via, arguments.plain).await?;
+    let dataset_hash = task::hand_over(
+        app,
+        &broker,
+        provider,
+        &arguments.dataset_path,
+        arguments.via,
+        arguments.plain,
+    )
+    .await?;
     let id = broker
         .fine_tuning
         .create_task(&CreateTask {
@@ -60,21 +84,31 @@ pub(super) async fn run(app: &App, arguments: &Run) -> Outcome {
     app.output.line(format!("Created Task ID: {id}"));
     task::wait(app, &broker, provider, id).await?;
 
-    let folder = arguments.output_dir.clone().unwrap_or_else(|| PathBuf::from(format!("adapter-{id}")));
+    let folder = arguments
+        .output_dir
+        .clone()
+        .unwrap_or_else(|| PathBuf::from(format!("adapter-{id}")));
     let (encrypted, zip) = (folder.with_extension("enc"), folder.with_extension("zip"));
     let acknowledged = {
         let mut progress = app.output.progress();
         let show = |news: Progress| progress.show(&news);
-        broker.fine_tuning.acknowledge_model(provider, id, &encrypted, arguments.download_method, show).await?
+        broker
+            .fine_tuning
+            .acknowledge_model(provider, id, &encrypted, arguments.download_method, show)
+            .await?
     };
     app.output.line("Acknowledged model");
     {
         let mut progress = app.output.progress();
         let show = |news: Progress| progress.show(&news);
-        broker.fine_tuning.decrypt_model(provider, id, &encrypted, &zip, KEY_TIMEOUT, show).await?;
+        broker
+            .fine_tuning
+            .decrypt_model(provider, id, &encrypted, &zip, KEY_TIMEOUT, show)
+            .await?;
     }
     let manifest = broker.fine_tuning.unpack_adapter(&zip, &folder).await?;
-    app.output.line(format!("Decrypted model to {}", folder.display()));
+    app.output
+        .line(format!("Decrypted model to {}", folder.display()));
 
     let deployed = match serving {
         Some(serving) => {
@@ -85,7 +119,13 @@ pub(super) async fn run(app: &App, arguments: &Run) -> Outcome {
             };
             let mut progress = app.output.progress();
             let show = |news: Progress| progress.show(&news);
-            Some(broker.inference.lora.deploy_adapter(serving, &arguments.model, id, &options, show).await?)
+            Some(
+                broker
+                    .inference
+                    .lora
+                    .deploy_adapter(serving, &arguments.model, id, &options, show)
+                    .await?,
+            )
         }
         None => None,
     };
@@ -94,8 +134,12 @@ pub(super) async fn run(app: &App, arguments: &Run) -> Outcome {
         app.output.line(format!("Fee: {}", sum_0g(fee)));
     }
     if let (Some(serving), Some(deployed)) = (serving, &deployed) {
-        app.output.line(format!("Adapter name: {}", deployed.adapter_name));
-        app.output.line(format!("Talk to it: {}", chat_command(serving, &deployed.adapter_name)));
+        app.output
+            .line(format!("Adapter name: {}", deployed.adapter_name));
+        app.output.line(format!(
+            "Talk to it: {}",
+            chat_command(serving, &deployed.adapter_name)
+        ));
     }
     app.output.json(&json!({
         "taskId": id, "provider": provider, "inferenceProvider": serving, "quote": quote, "funds": plan, "task": view,
@@ -107,9 +151,15 @@ pub(super) async fn run(app: &App, arguments: &Run) -> Outcome {
 /// The cheapest acknowledged provider, a free one if there is any.
 async fn cheapest(app: &App, broker: &Broker) -> Outcome<Address> {
     let services = broker.fine_tuning.list_service(false).await?;
-    let chosen = services.iter().min_by_key(|service| (service.occupied, service.price_per_token));
+    let chosen = services
+        .iter()
+        .min_by_key(|service| (service.occupied, service.price_per_token));
     let service = chosen.ok_or_else(|| {
-        Failure::new(crate::exit_code::PROVIDER, "no_provider", "there is no acknowledged fine-tuning provider on this network")
+        Failure::new(
+            crate::exit_code::PROVIDER,
+            "no_provider",
+            "there is no acknowledged fine-tuning provider on this network",
+        )
     })?;
     app.output.line(format!("Provider: {}", service.provider));
     Ok(service.provider)
@@ -129,7 +179,11 @@ async fn serving_provider(broker: &Broker, arguments: &Run, trainer: Address) ->
 
 /// The price with its parts.
 pub(super) fn quote_text(quote: &FeeQuote) -> String {
-    let label = if quote.is_estimate { "Estimated fee" } else { "Fee" };
+    let label = if quote.is_estimate {
+        "Estimated fee"
+    } else {
+        "Fee"
+    };
     format!(
         "{label}: {} = {} tokens × {} neuron × {} + {} storage ({} tokens in {} examples, {} steps)",
         sum_0g(quote.total),
@@ -152,7 +206,9 @@ async fn fund(app: &App, broker: &Broker, plan: &FundPlan) -> Outcome {
         return Err(Failure::usage("nothing was moved and no task was created"));
     }
     let mut progress = app.output.progress();
-    broker.apply_funds(plan, |news| progress.show(&news)).await?;
+    broker
+        .apply_funds(plan, |news| progress.show(&news))
+        .await?;
     Ok(())
 }
 
@@ -161,9 +217,15 @@ fn plan_text(plan: &FundPlan) -> String {
     if !plan.deposit.is_zero() {
         parts.push(format!("deposit {} from the wallet", sum_0g(plan.deposit)));
     }
-    for (amount, service) in [(plan.fine_tuning, ServiceKind::FineTuning), (plan.inference, ServiceKind::Inference)] {
+    for (amount, service) in [
+        (plan.fine_tuning, ServiceKind::FineTuning),
+        (plan.inference, ServiceKind::Inference),
+    ] {
         if !amount.is_zero() {
-            parts.push(format!("move {} to the {service} sub-account", sum_0g(amount)));
+            parts.push(format!(
+                "move {} to the {service} sub-account",
+                sum_0g(amount)
+            ));
         }
     }
     format!("This will {}.", parts.join(", "))
@@ -174,7 +236,10 @@ async fn acknowledge(app: &App, broker: &Broker, provider: Address) -> Outcome {
     if !account.acknowledged {
         let mut progress = app.output.progress();
         let show = |news: Progress| progress.show(&news);
-        broker.fine_tuning.acknowledge_provider_signer(provider, show).await?;
+        broker
+            .fine_tuning
+            .acknowledge_provider_signer(provider, show)
+            .await?;
     }
     Ok(())
 }
@@ -193,7 +258,8 @@ mod tests {
             fine_tuning_provider: Address::ZERO,
             inference_provider: None,
         };
-        let text = "This will deposit 3 0G from the wallet, move 1 0G to the fine-tuning sub-account.";
+        let text =
+            "This will deposit 3 0G from the wallet, move 1 0G to the fine-tuning sub-account.";
         assert_eq!(plan_text(&plan), text);
         assert!(!plan.is_empty());
     }

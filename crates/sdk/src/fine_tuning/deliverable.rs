@@ -543,6 +543,16 @@ fn decrypt_file(input: &Path, output: &Path, key: &FileKey, signer: Address) -> 
     Ok(())
 }
 
+/// Whether a member name is a plain relative path.
+fn stays_inside(name: &str) -> bool {
+    use std::path::Component;
+    !name.is_empty()
+        && !name.contains('\\')
+        && Path::new(name)
+            .components()
+            .all(|component| matches!(component, Component::Normal(_)))
+}
+
 /// Unpacks the members of `output_model/` (or of the top level) into a new folder.
 fn unpack_adapter(zip_path: &Path, folder: &Path) -> Result<Option<AdapterManifest>> {
     let refused = |reason: String| Error::AdapterArchive {
@@ -584,11 +594,11 @@ fn unpack_adapter(zip_path: &Path, folder: &Path) -> Result<Option<AdapterManife
             .name()
             .map_err(|error| refused(error.to_string()))?
             .into_owned();
-        let unsafe_name = member.enclosed_name().is_none() || member.is_symlink();
         let inner = name
             .strip_prefix(ARCHIVE_FOLDER)
-            .map_or(name.as_str(), |rest| rest.trim_start_matches('/'));
-        if unsafe_name || inner.is_empty() || inner.contains('\\') {
+            .and_then(|rest| rest.strip_prefix('/'))
+            .unwrap_or(&name);
+        if member.is_symlink() || !stays_inside(inner) {
             return Err(refused(format!(
                 "member `{name}` points outside the archive"
             )));
@@ -669,6 +679,7 @@ mod tests {
         );
 
         for bad in [
+            ("output_model/../../evil", "outside"),
             ("../evil", "outside"),
             ("/abs", "outside"),
             ("output_model/readme", "adapter_model.safetensors"),

@@ -56,8 +56,13 @@ impl FineTuning {
         provider: Address,
         mut on_progress: impl FnMut(Progress) + Send,
     ) -> Result<()> {
-        let registration = self.context.registration(provider, ServiceKind::FineTuning).await?;
-        self.context.require_enclave(&registration, &mut on_progress).await?;
+        let registration = self
+            .context
+            .registration(provider, ServiceKind::FineTuning)
+            .await?;
+        self.context
+            .require_enclave(&registration, &mut on_progress)
+            .await?;
         Ok(())
     }
 }

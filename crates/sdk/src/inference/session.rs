@@ -189,12 +189,23 @@ impl Context {
         let deficit = required.saturating_sub(free);
         if !deficit.is_zero() {
             let amount = deficit.max(U256::from(MIN_TOP_UP_NEURON));
-            ledger
+            // The server asks for half of the reserve: below that a failed top-up is an error, above it the chat goes on.
+            let is_usable = account.as_ref().is_some_and(|account| account.acknowledged)
+                && free >= unsettled.saturating_add(U256::from(RESERVE_NEURON / 2));
+            match ledger
                 .transfer_fund(provider, ServiceKind::Inference, amount)
-                .await?;
-            // Every transfer acknowledges the signer as well.
-            funding.transferred = amount;
-            funding.acknowledged = true;
+                .await
+            {
+                Ok(_) => {
+                    // Every transfer acknowledges the signer as well.
+                    funding.transferred = amount;
+                    funding.acknowledged = true;
+                }
+                Err(Error::InsufficientLedger { .. }) if is_usable => {
+                    tracing::debug!(%provider, "the ledger cannot top up the sub-account, which still suffices");
+                }
+                Err(error) => return Err(error),
+            }
         } else if account.is_some_and(|account| !account.acknowledged) {
             contract.acknowledge_tee_signer(provider, true).await?;
             funding.acknowledged = true;

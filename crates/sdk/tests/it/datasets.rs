@@ -2,8 +2,8 @@
 
 use alloy_primitives::{B256, keccak256};
 use serde_json::json;
-use zerog_protocol::sealed_archive;
 use zerog_protocol::seal::{SealContext, SealPurpose, open_key};
+use zerog_protocol::sealed_archive;
 use zerog_sdk::{Error, Level, UploadOptions};
 
 use crate::support::{Request, Response, World};
@@ -19,7 +19,16 @@ fn dataset() -> (tempfile::TempDir, std::path::PathBuf) {
 
 /// The content of a multipart field.
 fn field(request: &Request, name: &str) -> Vec<u8> {
-    let boundary = request.headers.split("boundary=").nth(1).unwrap().lines().next().unwrap().trim().to_owned();
+    let boundary = request
+        .headers
+        .split("boundary=")
+        .nth(1)
+        .unwrap()
+        .lines()
+        .next()
+        .unwrap()
+        .trim()
+        .to_owned();
     // Header text was lowered; boundaries of this client are lower-case hexadecimal already.
     let marker = format!("--{boundary}");
     let mut rest = request.body.as_slice();
@@ -27,7 +36,9 @@ fn field(request: &Request, name: &str) -> Vec<u8> {
         rest = &rest[start + marker.len()..];
         let end = find(rest, marker.as_bytes()).unwrap_or(rest.len());
         let part = &rest[..end];
-        let Some(head_end) = find(part, b"\r\n\r\n") else { break };
+        let Some(head_end) = find(part, b"\r\n\r\n") else {
+            break;
+        };
         if String::from_utf8_lossy(&part[..head_end]).contains(&format!("name=\"{name}\"")) {
             return part[head_end + 4..part.len() - 2].to_vec();
         }
@@ -36,13 +47,17 @@ fn field(request: &Request, name: &str) -> Vec<u8> {
 }
 
 fn find(text: &[u8], wanted: &[u8]) -> Option<usize> {
-    text.windows(wanted.len()).position(|window| window == wanted)
+    text.windows(wanted.len())
+        .position(|window| window == wanted)
 }
 
 fn accept(request: &Request) -> Option<Response> {
     request.path.ends_with("/dataset").then(|| {
         let hash = keccak256(RECORD.repeat(20));
-        Response::new(200, json!({ "datasetHash": hash, "message": "Dataset uploaded successfully." }).to_string())
+        Response::new(
+            200,
+            json!({ "datasetHash": hash, "message": "Dataset uploaded successfully." }).to_string(),
+        )
     })
 }
 
@@ -51,14 +66,21 @@ async fn a_dataset_travels_sealed_and_opens_in_the_enclave_alone() {
     let world = World::start().await;
     let (_folder, path) = dataset();
     world.answer(accept);
-    let uploaded =
-        world.broker.fine_tuning.upload_dataset_to_tee(world.provider, &path, &Default::default()).await.unwrap();
+    let uploaded = world
+        .broker
+        .fine_tuning
+        .upload_dataset_to_tee(world.provider, &path, &Default::default())
+        .await
+        .unwrap();
     assert!(uploaded.sealed);
     let hash = keccak256(RECORD.repeat(20));
     assert_eq!(uploaded.dataset_hash, hash.to_string());
 
     let request = world.requests("/dataset").remove(0);
-    assert!(find(&request.body, b"marker-4711").is_none(), "the plaintext is not on the wire");
+    assert!(
+        find(&request.body, b"marker-4711").is_none(),
+        "the plaintext is not on the wire"
+    );
     assert_eq!(field(&request, "sealVersion"), b"1");
     assert_eq!(field(&request, "datasetHash"), hash.to_string().as_bytes());
     let sealed_key = String::from_utf8(field(&request, "sealedKey")).unwrap();
@@ -72,12 +94,17 @@ async fn a_dataset_travels_sealed_and_opens_in_the_enclave_alone() {
     let key = open_key(world.keys.sealing.expose_secret(), &context, &sealed_key).unwrap();
     let mut plain = Vec::new();
     let file = field(&request, "file");
-    sealed_archive::decrypt_signed_by(&mut file.as_slice(), &mut plain, &key, world.user.address()).unwrap();
+    sealed_archive::decrypt_signed_by(&mut file.as_slice(), &mut plain, &key, world.user.address())
+        .unwrap();
     assert_eq!(plain, RECORD.repeat(20).as_bytes());
     let signature = String::from_utf8(field(&request, "signature")).unwrap();
-    let timestamp: u64 = String::from_utf8(field(&request, "timestamp")).unwrap().parse().unwrap();
+    let timestamp: u64 = String::from_utf8(field(&request, "timestamp"))
+        .unwrap()
+        .parse()
+        .unwrap();
     let user = world.user.address();
-    zerog_protocol::signing::verify_dataset_upload(&user.to_string(), timestamp, &signature, user).unwrap();
+    zerog_protocol::signing::verify_dataset_upload(&user.to_string(), timestamp, &signature, user)
+        .unwrap();
 }
 
 #[tokio::test]
@@ -86,9 +113,17 @@ async fn plain_is_an_explicit_choice() {
     let (_folder, path) = dataset();
     world.answer(accept);
     let plain = UploadOptions { plain: true };
-    let uploaded = world.broker.fine_tuning.upload_dataset_to_tee(world.provider, &path, &plain).await.unwrap();
+    let uploaded = world
+        .broker
+        .fine_tuning
+        .upload_dataset_to_tee(world.provider, &path, &plain)
+        .await
+        .unwrap();
     assert!(!uploaded.sealed);
-    assert_eq!(field(&world.requests("/dataset")[0], "file"), RECORD.repeat(20).as_bytes());
+    assert_eq!(
+        field(&world.requests("/dataset")[0], "file"),
+        RECORD.repeat(20).as_bytes()
+    );
 }
 
 #[tokio::test]
@@ -98,11 +133,19 @@ async fn a_simulated_enclave_gets_nothing_outside_the_devnet() {
     world.answer(accept);
     let broker = world.strict_broker().await;
     for options in [UploadOptions::default(), UploadOptions { plain: true }] {
-        let error = broker.fine_tuning.upload_dataset_to_tee(world.provider, &path, &options).await.unwrap_err();
+        let error = broker
+            .fine_tuning
+            .upload_dataset_to_tee(world.provider, &path, &options)
+            .await
+            .unwrap_err();
         assert!(matches!(error, Error::VerificationFailed { .. }), "{error}");
     }
     assert!(world.requests("/dataset").is_empty());
-    let error = broker.fine_tuning.acknowledge_provider_signer(world.provider, |_| ()).await.unwrap_err();
+    let error = broker
+        .fine_tuning
+        .acknowledge_provider_signer(world.provider, |_| ())
+        .await
+        .unwrap_err();
     assert_eq!(error.code(), "verification_failed");
 }
 
@@ -114,7 +157,10 @@ async fn a_signer_that_is_not_registered_gets_nothing() {
         zerog_attestation::SimulatedOptions::new([8; 32]),
     ))
     .unwrap();
-    let (tee, report_data) = (std::sync::Arc::clone(&world.tee), other.structured_report_data());
+    let (tee, report_data) = (
+        std::sync::Arc::clone(&world.tee),
+        other.structured_report_data(),
+    );
     world.answer(move |request| {
         use zerog_attestation::TeeBackend;
         request
@@ -123,7 +169,11 @@ async fn a_signer_that_is_not_registered_gets_nothing() {
             .then(|| Response::new(200, tee.quote(&report_data).unwrap().to_json()))
             .or_else(|| accept(request))
     });
-    let upload = world.broker.fine_tuning.upload_dataset_to_tee(world.provider, &path, &Default::default()).await;
+    let upload = world
+        .broker
+        .fine_tuning
+        .upload_dataset_to_tee(world.provider, &path, &Default::default())
+        .await;
     let error = upload.unwrap_err();
     assert!(error.to_string().contains("FAILED"), "{error}");
     assert!(world.requests("/dataset").is_empty());
@@ -135,7 +185,11 @@ async fn bad_datasets_are_refused_before_anything_is_sent() {
     let (folder, _) = dataset();
     let path = folder.path().join("bad.jsonl");
     std::fs::write(&path, format!("{RECORD}{{\"prompt\": 5}}\n")).unwrap();
-    let upload = world.broker.fine_tuning.upload_dataset_to_tee(world.provider, &path, &Default::default()).await;
+    let upload = world
+        .broker
+        .fine_tuning
+        .upload_dataset_to_tee(world.provider, &path, &Default::default())
+        .await;
     let error = upload.unwrap_err();
     assert_eq!(error.code(), "invalid_dataset");
     assert!(error.to_string().contains('2'), "{error}");
@@ -154,11 +208,22 @@ async fn verification_is_honest_about_simulation_and_keeps_the_report() {
         .verify_service(world.provider, Some(&output), |_| lines += 1)
         .await
         .unwrap();
-    assert_eq!((report.level, report.is_valid, report.signer_match), (Level::Simulated, false, true));
+    assert_eq!(
+        (report.level, report.is_valid, report.signer_match),
+        (Level::Simulated, false, true)
+    );
     assert_eq!(report.compose_hash_match, Some(true));
-    assert_eq!((lines, report.steps.is_empty()), (report.steps.len(), false));
+    assert_eq!(
+        (lines, report.steps.is_empty()),
+        (report.steps.len(), false)
+    );
     let kept = std::fs::read(output.join("fine_tuning_attestation_report.json")).unwrap();
-    assert!(serde_json::from_slice::<serde_json::Value>(&kept).unwrap().get("quote").is_some());
+    assert!(
+        serde_json::from_slice::<serde_json::Value>(&kept)
+            .unwrap()
+            .get("quote")
+            .is_some()
+    );
     assert_ne!(report.expected_signer, zerog_sdk::Address::ZERO);
     assert_ne!(keccak256(kept), B256::ZERO);
 }

@@ -33,7 +33,10 @@ pub(crate) struct Request {
 impl Request {
     /// First byte that is asked for.
     pub(crate) fn range_start(&self) -> Option<usize> {
-        let line = self.headers.lines().find_map(|line| line.strip_prefix("range: bytes="))?;
+        let line = self
+            .headers
+            .lines()
+            .find_map(|line| line.strip_prefix("range: bytes="))?;
         line.trim_end_matches('-').parse().ok()
     }
 }
@@ -50,7 +53,12 @@ pub(crate) struct Response {
 
 impl Response {
     pub(crate) fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
-        Self { status, headers: Vec::new(), body: body.into(), cut_at: None }
+        Self {
+            status,
+            headers: Vec::new(),
+            body: body.into(),
+            cut_at: None,
+        }
     }
 
     pub(crate) fn header(mut self, name: &str, value: impl ToString) -> Self {
@@ -70,8 +78,10 @@ impl Response {
             Some(start) if start >= content.len() => {
                 Self::new(416, "").header("content-range", format!("bytes */{}", content.len()))
             }
-            Some(start) => Self::new(206, &content[start..])
-                .header("content-range", format!("bytes {start}-{}/{}", content.len() - 1, content.len())),
+            Some(start) => Self::new(206, &content[start..]).header(
+                "content-range",
+                format!("bytes {start}-{}/{}", content.len() - 1, content.len()),
+            ),
         }
     }
 }
@@ -96,9 +106,14 @@ impl World {
     /// A funded user: 50 0G in the ledger, 2 0G in the fine-tuning sub-account.
     pub(crate) async fn start() -> Self {
         let genesis = deploy::genesis(&DeployOptions::default()).unwrap();
-        let chain =
-            DevChain::open(Options { genesis_transactions: genesis.transactions, ..Options::default() }).unwrap();
-        let server = chain.serve(TcpListener::bind("127.0.0.1:0").await.unwrap()).unwrap();
+        let chain = DevChain::open(Options {
+            genesis_transactions: genesis.transactions,
+            ..Options::default()
+        })
+        .unwrap();
+        let server = chain
+            .serve(TcpListener::bind("127.0.0.1:0").await.unwrap())
+            .unwrap();
         let rpc_url = server.url().to_string();
         let tee = Arc::new(Simulated::new(SimulatedOptions::new([7; 32])));
         let keys = EnclaveKeys::derive(tee.as_ref()).unwrap();
@@ -110,9 +125,12 @@ impl World {
         tokio::spawn(serve(listener, Arc::clone(&script), Arc::clone(&requests)));
 
         let addresses = zerog_chain::networks::DEVNET.addresses;
-        let client = ChainClient::connect(&rpc_url, addresses, ClientOptions::default()).await.unwrap();
+        let client = ChainClient::connect(&rpc_url, addresses, ClientOptions::default())
+            .await
+            .unwrap();
         let wallet = |account: usize| {
-            client.with_wallet(PrivateKeySigner::from_bytes(&ACCOUNTS[account].private_key).unwrap())
+            client
+                .with_wallet(PrivateKeySigner::from_bytes(&ACCOUNTS[account].private_key).unwrap())
         };
         let provider_chain = wallet(PROVIDER);
         register(&provider_chain, &wallet(OWNER), &url, keys.signer_address()).await;
@@ -121,7 +139,11 @@ impl World {
         let broker = connect(&rpc_url, "devnet", user.clone()).await;
         let provider = ACCOUNTS[PROVIDER].address;
         broker.ledger.add_ledger(og(50)).await.unwrap();
-        broker.ledger.transfer_fund(provider, zerog_sdk::ServiceKind::FineTuning, og(2)).await.unwrap();
+        broker
+            .ledger
+            .transfer_fund(provider, zerog_sdk::ServiceKind::FineTuning, og(2))
+            .await
+            .unwrap();
         let world = Self {
             broker,
             provider,
@@ -146,9 +168,15 @@ impl World {
 
     /// Answers requests with `script`; what it leaves open is served as an honest provider would: quotes are, the rest
     /// is an unknown route.
-    pub(crate) fn answer(&self, mut script: impl FnMut(&Request) -> Option<Response> + Send + 'static) {
-        let (tee, legacy, structured) =
-            (Arc::clone(&self.tee), self.keys.legacy_report_data(), self.keys.structured_report_data());
+    pub(crate) fn answer(
+        &self,
+        mut script: impl FnMut(&Request) -> Option<Response> + Send + 'static,
+    ) {
+        let (tee, legacy, structured) = (
+            Arc::clone(&self.tee),
+            self.keys.legacy_report_data(),
+            self.keys.structured_report_data(),
+        );
         *self.script.lock().unwrap() = Box::new(move |request| {
             script(request).or_else(|| {
                 let report_data = match request.path.as_str() {
@@ -165,13 +193,22 @@ impl World {
 
     /// Requests so far whose path contains `part`.
     pub(crate) fn requests(&self, part: &str) -> Vec<Request> {
-        self.requests.lock().unwrap().iter().filter(|request| request.path.contains(part)).cloned().collect()
+        self.requests
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|request| request.path.contains(part))
+            .cloned()
+            .collect()
     }
 
     /// Puts a deliverable on chain.
     pub(crate) async fn deliver(&self, task: TaskId, hash: B256) {
         let contract = self.provider_chain.fine_tuning();
-        contract.add_deliverable(self.user.address(), &task.to_string(), Bytes::from(hash.0)).await.unwrap();
+        contract
+            .add_deliverable(self.user.address(), &task.to_string(), Bytes::from(hash.0))
+            .await
+            .unwrap();
     }
 
     /// Settles an acknowledged deliverable with the given encrypted key.
@@ -200,7 +237,12 @@ impl World {
 
     /// Whether the user's acknowledgement is on chain.
     pub(crate) async fn is_acknowledged(&self, task: TaskId) -> bool {
-        self.broker.fine_tuning.deliverable(self.provider, task).await.unwrap().acknowledged
+        self.broker
+            .fine_tuning
+            .deliverable(self.provider, task)
+            .await
+            .unwrap()
+            .acknowledged
     }
 }
 
@@ -226,8 +268,16 @@ async fn register(provider: &ChainClient, owner: &ChainClient, url: &str, signer
         models: Vec::new(),
         tee_signer: signer,
     };
-    provider.fine_tuning().add_or_update_service(&service).await.unwrap();
-    owner.fine_tuning().acknowledge_tee_signer_by_owner(address).await.unwrap();
+    provider
+        .fine_tuning()
+        .add_or_update_service(&service)
+        .await
+        .unwrap();
+    owner
+        .fine_tuning()
+        .acknowledge_tee_signer_by_owner(address)
+        .await
+        .unwrap();
     let service = inference::ServiceParams {
         service_type: "chatbot".into(),
         url: url.to_owned(),
@@ -238,8 +288,16 @@ async fn register(provider: &ChainClient, owner: &ChainClient, url: &str, signer
         additional_info: "{}".into(),
         tee_signer: signer,
     };
-    provider.inference().add_or_update_service(&service).await.unwrap();
-    owner.inference().acknowledge_tee_signer_by_owner(address).await.unwrap();
+    provider
+        .inference()
+        .add_or_update_service(&service)
+        .await
+        .unwrap();
+    owner
+        .inference()
+        .acknowledge_tee_signer_by_owner(address)
+        .await
+        .unwrap();
 }
 
 /// Whole 0G in neuron.
@@ -247,24 +305,45 @@ pub(crate) fn og(amount: u64) -> U256 {
     U256::from(amount) * U256::from(10u64).pow(U256::from(18u64))
 }
 
-async fn serve(listener: TcpListener, script: Arc<Mutex<Script>>, requests: Arc<Mutex<Vec<Request>>>) {
+async fn serve(
+    listener: TcpListener,
+    script: Arc<Mutex<Script>>,
+    requests: Arc<Mutex<Vec<Request>>>,
+) {
     while let Ok((stream, _)) = listener.accept().await {
-        tokio::spawn(connection(stream, Arc::clone(&script), Arc::clone(&requests)));
+        tokio::spawn(connection(
+            stream,
+            Arc::clone(&script),
+            Arc::clone(&requests),
+        ));
     }
 }
 
 /// One request per connection.
-async fn connection(mut stream: TcpStream, script: Arc<Mutex<Script>>, requests: Arc<Mutex<Vec<Request>>>) {
-    let Some(request) = read_request(&mut stream).await else { return };
+async fn connection(
+    mut stream: TcpStream,
+    script: Arc<Mutex<Script>>,
+    requests: Arc<Mutex<Vec<Request>>>,
+) {
+    let Some(request) = read_request(&mut stream).await else {
+        return;
+    };
     requests.lock().unwrap().push(request.clone());
     let answer = (script.lock().unwrap())(&request);
     let response = answer.unwrap_or_else(|| Response::new(404, "404 page not found"));
-    let mut head = format!("HTTP/1.1 {} X\r\ncontent-length: {}\r\nconnection: close\r\n", response.status, response.body.len());
+    let mut head = format!(
+        "HTTP/1.1 {} X\r\ncontent-length: {}\r\nconnection: close\r\n",
+        response.status,
+        response.body.len()
+    );
     for (name, value) in &response.headers {
         head.push_str(&format!("{name}: {value}\r\n"));
     }
     head.push_str("\r\n");
-    let sent = &response.body[..response.cut_at.unwrap_or(response.body.len()).min(response.body.len())];
+    let sent = &response.body[..response
+        .cut_at
+        .unwrap_or(response.body.len())
+        .min(response.body.len())];
     let _ = stream.write_all(head.as_bytes()).await;
     let _ = stream.write_all(sent).await;
     let _ = stream.shutdown().await;
@@ -274,7 +353,11 @@ async fn read_request(stream: &mut TcpStream) -> Option<Request> {
     let mut received = Vec::new();
     let mut buffer = [0u8; 16 * 1024];
     let head_end = loop {
-        let count = stream.read(&mut buffer).await.ok().filter(|count| *count > 0)?;
+        let count = stream
+            .read(&mut buffer)
+            .await
+            .ok()
+            .filter(|count| *count > 0)?;
         received.extend_from_slice(&buffer[..count]);
         if let Some(position) = received.windows(4).position(|window| window == b"\r\n\r\n") {
             break position;
@@ -284,12 +367,23 @@ async fn read_request(stream: &mut TcpStream) -> Option<Request> {
     let mut words = head.lines().next()?.split(' ');
     let (method, path) = (words.next()?.to_owned(), words.next()?.to_owned());
     let headers = head.to_ascii_lowercase();
-    let length: usize =
-        headers.lines().find_map(|line| line.strip_prefix("content-length: ")).map_or(0, |text| text.trim().parse().unwrap());
+    let length: usize = headers
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length: "))
+        .map_or(0, |text| text.trim().parse().unwrap());
     let mut body = received.split_off(head_end + 4);
     while body.len() < length {
-        let count = stream.read(&mut buffer).await.ok().filter(|count| *count > 0)?;
+        let count = stream
+            .read(&mut buffer)
+            .await
+            .ok()
+            .filter(|count| *count > 0)?;
         body.extend_from_slice(&buffer[..count]);
     }
-    Some(Request { method, path, headers, body })
+    Some(Request {
+        method,
+        path,
+        headers,
+        body,
+    })
 }

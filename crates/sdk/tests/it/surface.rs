@@ -10,14 +10,27 @@ fn every_rust_name_of_the_table_exists() {
     let mut sources = String::new();
     read_all(&root.join("src"), &mut sources);
     let mut checked = 0;
-    for row in table.lines().filter(|line| line.starts_with("| ") && line.split('|').count() == 6) {
+    for row in table
+        .lines()
+        .filter(|line| line.starts_with("| ") && line.split('|').count() == 6)
+    {
         let rust = row.split('|').nth(2).unwrap_or_default();
         for name in rust.split('`').skip(1).step_by(2) {
-            let function = name.split('(').next().unwrap().rsplit(['.', ':']).next().unwrap();
+            let function = name
+                .split('(')
+                .next()
+                .unwrap()
+                .rsplit(['.', ':'])
+                .next()
+                .unwrap();
             let is_there = ["pub async fn ", "pub fn "].iter().any(|kind| {
-                sources.contains(&format!("{kind}{function}(")) || sources.contains(&format!("{kind}{function}<"))
+                sources.contains(&format!("{kind}{function}("))
+                    || sources.contains(&format!("{kind}{function}<"))
             });
-            assert!(is_there, "docs/api.md names `{name}`, which is no public function of the SDK");
+            assert!(
+                is_there,
+                "docs/api.md names `{name}`, which is no public function of the SDK"
+            );
             checked += 1;
         }
     }
