@@ -98,7 +98,7 @@ pub async fn run(
     let dataset = output_dir.join("dataset.jsonl");
     std::fs::write(&dataset, DATASET).with_context(|| format!("writing {}", dataset.display()))?;
 
-    let deposit = parse_0g("3")?;
+    let deposit = parse_0g("5")?;
     broker
         .ledger
         .add_ledger(deposit)
@@ -117,7 +117,7 @@ pub async fn run(
     watcher.step(
         "fund",
         &format!(
-            "3 0G deposited; {} training tokens will cost {} 0G",
+            "5 0G deposited; {} training tokens will cost {} 0G",
             quote.billed_tokens,
             format_0g(quote.total)
         ),

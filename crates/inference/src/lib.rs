@@ -4,7 +4,7 @@
 //!   else speaks with it. A request is taken at once or refused at once.
 //! - [`service`] turns a checked OpenAI request into the exact bytes of its answer, whole or streamed, with usage known
 //!   at the end; a provider that signs and bills answers builds on it.
-//! - [`router`] serves the routes without a chain.
+//! - [`mod@router`] serves the routes without a chain.
 //! - [`canary`] is why an adapter that does nothing never counts as loaded.
 //!
 //! Accounts, prices and the life of an adapter outside memory are the provider's business.

@@ -26,14 +26,14 @@ use crate::vault::Vault;
 /// The time as decisions see it: this machine's clock, or the newest block's if that is later (development chains travel
 /// in time).
 #[derive(Debug, Default)]
-pub struct Clock {
+pub(crate) struct Clock {
     newest_block_ms: AtomicU64,
 }
 
 impl Clock {
     /// This machine's clock in Unix milliseconds; signed times are compared with it.
     #[must_use]
-    pub fn system_ms(&self) -> u64 {
+    pub(crate) fn system_ms(&self) -> u64 {
         SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |elapsed| u64::try_from(elapsed.as_millis()).unwrap_or(0))
@@ -41,7 +41,7 @@ impl Clock {
 
     /// Never before the newest block that was seen.
     #[must_use]
-    pub fn now(&self) -> Timestamp {
+    pub(crate) fn now(&self) -> Timestamp {
         Timestamp(
             self.system_ms()
                 .max(self.newest_block_ms.load(Ordering::Relaxed)),
@@ -49,7 +49,7 @@ impl Clock {
     }
 
     /// Notes the time of a block; true when it moved the clock forward.
-    pub fn saw_block(&self, unix_s: u64) -> bool {
+    pub(crate) fn saw_block(&self, unix_s: u64) -> bool {
         let block_ms = unix_s.saturating_mul(1000);
         let before = self.newest_block_ms.fetch_max(block_ms, Ordering::Relaxed);
         block_ms > before && block_ms > self.system_ms()
@@ -58,7 +58,7 @@ impl Clock {
 
 /// What the daemon is made of. One per process, shared by reference count.
 #[derive(Debug)]
-pub struct App {
+pub(crate) struct App {
     /// As loaded.
     pub config: Config,
     /// Everything that survives.
@@ -101,7 +101,7 @@ pub struct App {
 
 impl App {
     /// Lets the runners look for work.
-    pub fn wake(&self) {
+    pub(crate) fn wake(&self) {
         self.wake
             .send_modify(|count| *count = count.wrapping_add(1));
     }
@@ -110,7 +110,7 @@ impl App {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn apply(
+    pub(crate) async fn apply(
         &self,
         task_id: &str,
         event: &Event,
@@ -149,7 +149,7 @@ impl App {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn apply_adapter(
+    pub(crate) async fn apply_adapter(
         &self,
         id: &str,
         event: &AdapterEvent,
@@ -173,7 +173,7 @@ impl App {
     ///
     /// # Panics
     /// When `work` panics.
-    pub async fn run_blocking<T: Send + 'static>(
+    pub(crate) async fn run_blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> T {

@@ -15,14 +15,14 @@ use crate::outbox::OutboxError;
 use crate::store::{SettlementRow, StoreError, UsageRow, usage_state};
 
 /// Balance that must stay above everything unpaid: 1 0G, as the published broker demands.
-pub const MINIMUM_RESERVE: U256 = U256::from_limbs([1_000_000_000_000_000_000, 0, 0, 0]);
+pub(crate) const MINIMUM_RESERVE: U256 = U256::from_limbs([1_000_000_000_000_000_000, 0, 0, 0]);
 /// Settlement nonces count in this fraction of a second.
 const NONCES_PER_S: u64 = 10_000_000;
 
 /// Why a round of settlement ended early.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum SettlementError {
+pub(crate) enum SettlementError {
     /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -39,7 +39,7 @@ impl From<zerog_chain::ChainError> for SettlementError {
 
 /// Fees of a number of tokens: for the prompt and for the answer, in neuron.
 #[must_use]
-pub fn fees(
+pub(crate) fn fees(
     input_price: U256,
     output_price: U256,
     prompt_tokens: u64,
@@ -54,7 +54,7 @@ pub fn fees(
 /// What is kept back for a request: its dearest outcome, at most the minimum reserve, so that a first request with 2 0G
 /// always passes.
 #[must_use]
-pub fn reservation(
+pub(crate) fn reservation(
     input_price: U256,
     output_price: U256,
     prompt_tokens: u64,
@@ -68,7 +68,7 @@ pub fn reservation(
 ///
 /// # Errors
 /// [`SettlementError`]; the next round continues.
-pub async fn settle_round(app: &Arc<App>) -> Result<(), SettlementError> {
+pub(crate) async fn settle_round(app: &Arc<App>) -> Result<(), SettlementError> {
     let Some(inference) = &app.inference else {
         return Ok(());
     };

@@ -66,7 +66,7 @@ pub enum CatalogueError {
 
 /// One base model.
 #[derive(Debug)]
-pub struct BaseModelEntry {
+pub(crate) struct BaseModelEntry {
     /// As configured.
     pub config: ModelConfig,
     /// Longest sequence in tokens.
@@ -78,7 +78,7 @@ pub struct BaseModelEntry {
 
 /// A zip file with its hash.
 #[derive(Debug, Clone)]
-pub struct Package {
+pub(crate) struct Package {
     /// The file.
     pub bytes: axum::body::Bytes,
     /// SHA-256 in hexadecimal.
@@ -87,7 +87,7 @@ pub struct Package {
 
 /// Every base model of this provider.
 #[derive(Debug, Clone)]
-pub struct Catalogue {
+pub(crate) struct Catalogue {
     models: Arc<[BaseModelEntry]>,
 }
 
@@ -96,7 +96,7 @@ impl Catalogue {
     ///
     /// # Errors
     /// [`CatalogueError`].
-    pub fn open(models: &[ModelConfig]) -> Result<Self, CatalogueError> {
+    pub(crate) fn open(models: &[ModelConfig]) -> Result<Self, CatalogueError> {
         let models: Vec<_> = models
             .iter()
             .map(|config| {
@@ -116,13 +116,13 @@ impl Catalogue {
 
     /// Every model.
     #[must_use]
-    pub fn models(&self) -> &[BaseModelEntry] {
+    pub(crate) fn models(&self) -> &[BaseModelEntry] {
         &self.models
     }
 
     /// A model by name, by name with a hub prefix, or by hash in any spelling.
     #[must_use]
-    pub fn find(&self, name_or_hash: &str) -> Option<&BaseModelEntry> {
+    pub(crate) fn find(&self, name_or_hash: &str) -> Option<&BaseModelEntry> {
         let hash = name_or_hash
             .parse::<B256>()
             .ok()
@@ -136,7 +136,7 @@ impl Catalogue {
 
     /// Names of the models that are served by the same weights as the named one, that one first.
     #[must_use]
-    pub fn names_of_same_weights(&self, name: &str) -> Vec<String> {
+    pub(crate) fn names_of_same_weights(&self, name: &str) -> Vec<String> {
         let Some(entry) = self.find(name) else {
             return vec![name.to_owned()];
         };
@@ -154,7 +154,7 @@ impl Catalogue {
 
     /// Names to register on chain: customised models, sorted.
     #[must_use]
-    pub fn customised_names(&self) -> Vec<String> {
+    pub(crate) fn customised_names(&self) -> Vec<String> {
         let mut names: Vec<_> = self
             .models
             .iter()
@@ -166,7 +166,7 @@ impl Catalogue {
     }
 
     /// Notes the hash of the weights in a folder, for lists.
-    pub fn set_weights_sha256(&self, folder: &Path, sha256: &str) {
+    pub(crate) fn set_weights_sha256(&self, folder: &Path, sha256: &str) {
         for entry in self
             .models
             .iter()
@@ -182,7 +182,7 @@ impl BaseModelEntry {
     ///
     /// # Errors
     /// [`CatalogueError::Tokenizer`].
-    pub fn tokenizer(&self) -> Result<Arc<Tokenizer>, CatalogueError> {
+    pub(crate) fn tokenizer(&self) -> Result<Arc<Tokenizer>, CatalogueError> {
         if let Some(tokenizer) = self.tokenizer.get() {
             return Ok(Arc::clone(tokenizer));
         }
@@ -201,7 +201,7 @@ impl BaseModelEntry {
     ///
     /// # Errors
     /// [`CatalogueError::Read`], [`CatalogueError::Package`].
-    pub fn tokenizer_package(&self) -> Result<Package, CatalogueError> {
+    pub(crate) fn tokenizer_package(&self) -> Result<Package, CatalogueError> {
         if let Some(package) = self.tokenizer_package.get() {
             return Ok(package.clone());
         }
@@ -223,7 +223,7 @@ impl BaseModelEntry {
     ///
     /// # Errors
     /// As [`BaseModelEntry::tokenizer_package`].
-    pub fn usage_package(&self) -> Result<Package, CatalogueError> {
+    pub(crate) fn usage_package(&self) -> Result<Package, CatalogueError> {
         let readme = match &self.config.usage_file {
             Some(path) => std::fs::read(path)
                 .map_err(|source| self.unreadable(&path.display().to_string(), source))?,
@@ -279,7 +279,7 @@ impl BaseModelEntry {
 
     /// The model as routes 10 and 11 show it. Blocks for the tokenizer's hash.
     #[must_use]
-    pub fn view(&self) -> ModelView {
+    pub(crate) fn view(&self) -> ModelView {
         let config = &self.config;
         let predefined = zerog_protocol::models::find(&config.hash.to_string());
         let description = if config.stand_in {

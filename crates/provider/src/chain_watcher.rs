@@ -130,9 +130,17 @@ async fn handle(
 }
 
 /// Registers an adapter whose key another broker of this provider handed over before the delivery.
-async fn adopt_handed_over_adapter(app: &Arc<App>, user: Address, task_id: &str) -> Result<(), StoreError> {
-    let Some(role) = &app.inference else { return Ok(()) };
-    let Some(key) = handed_over_key(app, task_id).await? else { return Ok(()) };
+async fn adopt_handed_over_adapter(
+    app: &Arc<App>,
+    user: Address,
+    task_id: &str,
+) -> Result<(), StoreError> {
+    let Some(role) = &app.inference else {
+        return Ok(());
+    };
+    let Some(key) = handed_over_key(app, task_id).await? else {
+        return Ok(());
+    };
     let contract = app.chain.fine_tuning();
     let deliverable = match contract.deliverable(user, app.provider, task_id).await {
         Ok(Some(deliverable)) => deliverable,
@@ -144,7 +152,10 @@ async fn adopt_handed_over_adapter(app: &Arc<App>, user: Address, task_id: &str)
     };
     let root = hex::encode_prefixed(&deliverable.model_root_hash);
     if !root.eq_ignore_ascii_case(&key.storage_hash) {
-        tracing::warn!(task.id = task_id, "a handed-over key belongs to another archive than the one on chain");
+        tracing::warn!(
+            task.id = task_id,
+            "a handed-over key belongs to another archive than the one on chain"
+        );
         return Ok(());
     }
     let id = adapter_id(app.provider, user, task_id);
@@ -160,7 +171,8 @@ async fn adopt_handed_over_adapter(app: &Arc<App>, user: Address, task_id: &str)
         id,
     };
     let row = app.store.insert_adapter(&new, app.clock.now()).await?;
-    app.apply_adapter(&row.id, &AdapterEvent::Acknowledged, None).await?;
+    app.apply_adapter(&row.id, &AdapterEvent::Acknowledged, None)
+        .await?;
     Ok(())
 }
 

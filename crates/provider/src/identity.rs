@@ -40,7 +40,7 @@ pub enum IdentityError {
 
 /// Keys, cached quotes and the way to fresh ones.
 #[derive(Clone)]
-pub struct Identity {
+pub(crate) struct Identity {
     backend: Arc<dyn TeeBackend>,
     keys: EnclaveKeys,
     legacy_quote: Arc<str>,
@@ -60,7 +60,7 @@ impl Identity {
     ///
     /// # Errors
     /// See [`IdentityError`].
-    pub fn establish(
+    pub(crate) fn establish(
         config: &IdentityConfig,
         data_dir: &Path,
         chain_id: u64,
@@ -93,25 +93,25 @@ impl Identity {
 
     /// Every key of the enclave.
     #[must_use]
-    pub fn keys(&self) -> &EnclaveKeys {
+    pub(crate) fn keys(&self) -> &EnclaveKeys {
         &self.keys
     }
 
     /// Address that signs deliveries, settlements and responses.
     #[must_use]
-    pub fn signer(&self) -> Address {
+    pub(crate) fn signer(&self) -> Address {
         self.keys.signer_address()
     }
 
     /// Whether the quotes prove nothing.
     #[must_use]
-    pub fn is_simulated(&self) -> bool {
+    pub(crate) fn is_simulated(&self) -> bool {
         self.backend.kind() == TeeKind::Simulated
     }
 
     /// Body of `/v1/quote`, or of `?legacy=false`.
     #[must_use]
-    pub fn quote(&self, is_legacy: bool) -> Arc<str> {
+    pub(crate) fn quote(&self, is_legacy: bool) -> Arc<str> {
         Arc::clone(if is_legacy {
             &self.legacy_quote
         } else {
@@ -123,7 +123,7 @@ impl Identity {
     ///
     /// # Errors
     /// [`BackendError`].
-    pub fn challenge(&self, nonce: &[u8; 32]) -> Result<String, BackendError> {
+    pub(crate) fn challenge(&self, nonce: &[u8; 32]) -> Result<String, BackendError> {
         Ok(self
             .backend
             .quote(&self.keys.challenge_report_data(nonce, None))?
@@ -132,7 +132,7 @@ impl Identity {
 
     /// Collateral of the development root; `None` on hardware.
     #[must_use]
-    pub fn development_collateral(&self, now_s: u64) -> Option<Collateral> {
+    pub(crate) fn development_collateral(&self, now_s: u64) -> Option<Collateral> {
         self.is_simulated()
             .then(|| zerog_attestation::backend::simulated::development_collateral(now_s))
     }

@@ -53,7 +53,7 @@ pub enum EngineStartError {
 }
 
 /// The role while it runs.
-pub struct InferenceRole {
+pub(crate) struct InferenceRole {
     /// As configured.
     pub config: InferenceConfig,
     /// The engine.
@@ -95,7 +95,10 @@ impl InferenceRole {
     ///
     /// # Errors
     /// [`EngineStartError`].
-    pub fn start(config: InferenceConfig, catalogue: &Catalogue) -> Result<Self, EngineStartError> {
+    pub(crate) fn start(
+        config: InferenceConfig,
+        catalogue: &Catalogue,
+    ) -> Result<Self, EngineStartError> {
         let entry = catalogue
             .find(&config.model)
             .ok_or_else(|| EngineStartError::Unknown(config.model.clone()))?;
@@ -134,7 +137,7 @@ impl InferenceRole {
 
     /// Names this program and base weights; a canary that passed once need not run again for them.
     #[must_use]
-    pub fn build(&self) -> String {
+    pub(crate) fn build(&self) -> String {
         let program = std::env::current_exe()
             .ok()
             .and_then(|path| fingerprint(&path))
@@ -147,14 +150,14 @@ impl InferenceRole {
     }
 
     /// Tells waiting requests that an adapter changed.
-    pub fn adapter_changed(&self) {
+    pub(crate) fn adapter_changed(&self) {
         self.changed
             .send_modify(|count| *count = count.wrapping_add(1));
     }
 
     /// Goes on at every change of an adapter.
     #[must_use]
-    pub fn changes(&self) -> watch::Receiver<u64> {
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 
@@ -163,7 +166,7 @@ impl InferenceRole {
     ///
     /// # Errors
     /// A failed read without anything to fall back on.
-    pub async fn account(
+    pub(crate) async fn account(
         &self,
         chain: &ChainClient,
         provider: Address,
@@ -202,12 +205,12 @@ impl InferenceRole {
     }
 
     /// Forgets what is known about an account, because the chain said that it changed.
-    pub fn forget_account(&self, user: Address) {
+    pub(crate) fn forget_account(&self, user: Address) {
         self.accounts.lock().remove(&user);
     }
 
     /// Forgets what is known about the service.
-    pub fn forget_service(&self) {
+    pub(crate) fn forget_service(&self) {
         *self.service.lock() = None;
     }
 
@@ -215,7 +218,7 @@ impl InferenceRole {
     ///
     /// # Errors
     /// A failed read.
-    pub async fn is_service_acknowledged(
+    pub(crate) async fn is_service_acknowledged(
         &self,
         chain: &ChainClient,
         provider: Address,
@@ -240,7 +243,7 @@ impl InferenceRole {
     }
 
     /// Remembers the signature of an answer under several ids.
-    pub fn remember_signature(&self, ids: &[&str], signature: &ResponseSignature) {
+    pub(crate) fn remember_signature(&self, ids: &[&str], signature: &ResponseSignature) {
         let mut cache = self.signatures.lock();
         let now = Instant::now();
         while cache.order.len() >= MAX_SIGNATURES
@@ -263,7 +266,7 @@ impl InferenceRole {
 
     /// The signature of an answer, if it is still remembered.
     #[must_use]
-    pub fn signature(&self, id: &str) -> Option<ResponseSignature> {
+    pub(crate) fn signature(&self, id: &str) -> Option<ResponseSignature> {
         self.signatures
             .lock()
             .by_id
@@ -273,7 +276,7 @@ impl InferenceRole {
 
     /// Whether `name` names the base model; the empty name does too.
     #[must_use]
-    pub fn is_base(&self, name: &str) -> bool {
+    pub(crate) fn is_base(&self, name: &str) -> bool {
         let short = name.rsplit('/').next().unwrap_or(name);
         name.is_empty()
             || self
@@ -285,7 +288,7 @@ impl InferenceRole {
     /// Whether `name` means this adapter: its name, its task, or any name that a client computes from any name of the
     /// base model.
     #[must_use]
-    pub fn means_adapter(&self, name: &str, row: &AdapterRow) -> bool {
+    pub(crate) fn means_adapter(&self, name: &str, row: &AdapterRow) -> bool {
         if row.name == name || row.task_id == name {
             return true;
         }
@@ -307,7 +310,7 @@ impl InferenceRole {
 
 /// Internal id of an adapter, which also names its file: a task id is text of another party.
 #[must_use]
-pub fn adapter_id(fine_tuning_provider: Address, user: Address, task_id: &str) -> String {
+pub(crate) fn adapter_id(fine_tuning_provider: Address, user: Address, task_id: &str) -> String {
     let mut hash = Sha256::new();
     hash.update(fine_tuning_provider);
     hash.update(user);
@@ -327,24 +330,43 @@ pub(crate) struct HandedOverKey {
 }
 
 /// Keeps a handed-over key, sealed, until its owner acknowledges. Handing over again replaces it.
-pub(crate) async fn keep_handed_over_key(app: &App, task_id: &str, key: &HandedOverKey) -> Result<(), StoreError> {
+pub(crate) async fn keep_handed_over_key(
+    app: &App,
+    task_id: &str,
+    key: &HandedOverKey,
+) -> Result<(), StoreError> {
     let record = json!({
         "storageHash": key.storage_hash,
         "sealedKey": app.vault.seal_key(KeyUse::Adapter, task_id, &key.key),
         "signer": key.signer,
     });
-    app.store.set_setting(&setting_of(task_id), &record.to_string()).await
+    app.store
+        .set_setting(&setting_of(task_id), &record.to_string())
+        .await
 }
 
 /// The key that was handed over for a task, if one was.
-pub(crate) async fn handed_over_key(app: &App, task_id: &str) -> Result<Option<HandedOverKey>, StoreError> {
-    let Some(text) = app.store.setting(&setting_of(task_id)).await? else { return Ok(None) };
+pub(crate) async fn handed_over_key(
+    app: &App,
+    task_id: &str,
+) -> Result<Option<HandedOverKey>, StoreError> {
+    let Some(text) = app.store.setting(&setting_of(task_id)).await? else {
+        return Ok(None);
+    };
     let corrupt = |problem: &dyn std::fmt::Display| StoreError::corrupt("handed-over key", problem);
     let record: serde_json::Value = serde_json::from_str(&text).map_err(|error| corrupt(&error))?;
-    let member = |name: &str| record.get(name).and_then(serde_json::Value::as_str).unwrap_or_default();
+    let member = |name: &str| {
+        record
+            .get(name)
+            .and_then(serde_json::Value::as_str)
+            .unwrap_or_default()
+    };
     let sealed = member("sealedKey");
     Ok(Some(HandedOverKey {
-        key: app.vault.open_key(KeyUse::Adapter, task_id, sealed).map_err(|error| corrupt(&error))?,
+        key: app
+            .vault
+            .open_key(KeyUse::Adapter, task_id, sealed)
+            .map_err(|error| corrupt(&error))?,
         storage_hash: member("storageHash").to_owned(),
         signer: member("signer").parse().map_err(|error| corrupt(&error))?,
     }))

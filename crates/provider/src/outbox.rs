@@ -20,7 +20,7 @@ pub enum OutboxError {
 
 /// Sends the wallet's transactions, each for one purpose.
 #[derive(Debug, Clone)]
-pub struct Outbox {
+pub(crate) struct Outbox {
     chain: ChainClient,
     store: Store,
 }
@@ -28,7 +28,7 @@ pub struct Outbox {
 impl Outbox {
     /// An outbox for a client with a wallet.
     #[must_use]
-    pub fn new(chain: ChainClient, store: Store) -> Self {
+    pub(crate) fn new(chain: ChainClient, store: Store) -> Self {
         Self { chain, store }
     }
 
@@ -36,7 +36,7 @@ impl Outbox {
     ///
     /// # Errors
     /// [`OutboxError::Store`]; a chain that is down is only logged, since every purpose is tried again anyway.
-    pub async fn resume(&self) -> Result<(), OutboxError> {
+    pub(crate) async fn resume(&self) -> Result<(), OutboxError> {
         let mut stored = Vec::new();
         for row in self.store.transactions().await? {
             match read(&row) {
@@ -71,7 +71,7 @@ impl Outbox {
     ///
     /// # Errors
     /// [`OutboxError::Chain`]. After a transaction that can never have an effect the purpose is free again.
-    pub async fn submit(
+    pub(crate) async fn submit(
         &self,
         id: &str,
         call: ContractCall,
@@ -106,7 +106,7 @@ impl Outbox {
     ///
     /// # Errors
     /// A failed read; nothing is forgotten then.
-    pub async fn is_on_its_way(&self, id: &str) -> Result<bool, OutboxError> {
+    pub(crate) async fn is_on_its_way(&self, id: &str) -> Result<bool, OutboxError> {
         let Some(row) = self.store.transaction(id).await? else {
             return Ok(false);
         };

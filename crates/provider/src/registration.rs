@@ -10,7 +10,7 @@ use crate::outbox::{Outbox, OutboxError};
 
 /// What the fine-tuning role offers.
 #[must_use]
-pub fn fine_tuning_offer(
+pub(crate) fn fine_tuning_offer(
     config: &FineTuningConfig,
     catalogue: &Catalogue,
     url: &str,
@@ -29,7 +29,7 @@ pub fn fine_tuning_offer(
 /// What the inference role offers. Nothing volatile goes into the additional information: a change of it takes the
 /// contract owner's acceptance away.
 #[must_use]
-pub fn inference_offer(
+pub(crate) fn inference_offer(
     config: &InferenceConfig,
     url: &str,
     signer: Address,
@@ -64,7 +64,7 @@ pub fn inference_offer(
 ///
 /// # Errors
 /// [`OutboxError`]; a missing stake shows as a contract error.
-pub async fn register_fine_tuning(
+pub(crate) async fn register_fine_tuning(
     chain: &ChainClient,
     outbox: &Outbox,
     provider: Address,
@@ -87,7 +87,7 @@ pub async fn register_fine_tuning(
 ///
 /// # Errors
 /// As [`register_fine_tuning`].
-pub async fn register_inference(
+pub(crate) async fn register_inference(
     chain: &ChainClient,
     outbox: &Outbox,
     provider: Address,

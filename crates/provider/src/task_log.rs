@@ -11,7 +11,7 @@ use crate::store::EventRow;
 
 /// A point in time as RFC 3339 in UTC with milliseconds.
 #[must_use]
-pub fn rfc3339(unix_ms: u64) -> String {
+pub(crate) fn rfc3339(unix_ms: u64) -> String {
     i64::try_from(unix_ms)
         .ok()
         .and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok())
@@ -22,13 +22,13 @@ pub fn rfc3339(unix_ms: u64) -> String {
 
 /// One stored line as it stands in the log.
 #[must_use]
-pub fn render(event: &EventRow) -> String {
+pub(crate) fn render(event: &EventRow) -> String {
     format!("[{}] {}\n", rfc3339(event.at_ms), event.content)
 }
 
 /// Lines for one notice about a task.
 #[must_use]
-pub fn lines(task: &Task, notice: &Notice) -> Vec<String> {
+pub(crate) fn lines(task: &Task, notice: &Notice) -> Vec<String> {
     let id = task.id;
     match notice {
         Notice::State { to, .. } => match to {
@@ -106,7 +106,7 @@ pub fn lines(task: &Task, notice: &Notice) -> Vec<String> {
 
 /// The line for one progress record; `None` for records that are no news.
 #[must_use]
-pub fn progress_line(progress: &Progress) -> Option<String> {
+pub(crate) fn progress_line(progress: &Progress) -> Option<String> {
     Some(match progress {
         Progress::Started {
             total_steps,

@@ -41,7 +41,7 @@ pub enum VaultError {
 
 /// What a sealed key is for; part of its seal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum KeyUse {
+pub(crate) enum KeyUse {
     /// A dataset file.
     Dataset,
     /// The archive of a task.
@@ -62,7 +62,7 @@ impl KeyUse {
 
 /// The folders of the data directory and the vault key.
 #[derive(Debug, Clone)]
-pub struct Vault {
+pub(crate) struct Vault {
     key: FileKey,
     data_dir: PathBuf,
 }
@@ -72,7 +72,7 @@ impl Vault {
     ///
     /// # Errors
     /// [`VaultError::Io`].
-    pub fn open(data_dir: &Path, key: FileKey) -> Result<Self, VaultError> {
+    pub(crate) fn open(data_dir: &Path, key: FileKey) -> Result<Self, VaultError> {
         for folder in [
             "datasets",
             "jobs",
@@ -92,19 +92,19 @@ impl Vault {
 
     /// File of a stored dataset.
     #[must_use]
-    pub fn dataset_path(&self, file: &str) -> PathBuf {
+    pub(crate) fn dataset_path(&self, file: &str) -> PathBuf {
         self.data_dir.join("datasets").join(file)
     }
 
     /// Job directory of a task.
     #[must_use]
-    pub fn job_path(&self, task_id: &str) -> PathBuf {
+    pub(crate) fn job_path(&self, task_id: &str) -> PathBuf {
         self.data_dir.join("jobs").join(task_id)
     }
 
     /// Encrypted archive of a task, as users download it.
     #[must_use]
-    pub fn archive_path(&self, task_id: &str) -> PathBuf {
+    pub(crate) fn archive_path(&self, task_id: &str) -> PathBuf {
         self.data_dir
             .join("archives")
             .join(format!("{task_id}.data"))
@@ -112,7 +112,7 @@ impl Vault {
 
     /// Sealed archive of an adapter that is served here.
     #[must_use]
-    pub fn adapter_path(&self, adapter_id: &str) -> PathBuf {
+    pub(crate) fn adapter_path(&self, adapter_id: &str) -> PathBuf {
         self.data_dir
             .join("adapters")
             .join(format!("{adapter_id}.sealed"))
@@ -120,25 +120,25 @@ impl Vault {
 
     /// Folder for files on their way in.
     #[must_use]
-    pub fn incoming(&self) -> PathBuf {
+    pub(crate) fn incoming(&self) -> PathBuf {
         self.data_dir.join("incoming")
     }
 
     /// Folder where paid uploads are noted.
     #[must_use]
-    pub fn storage_journal(&self) -> PathBuf {
+    pub(crate) fn storage_journal(&self) -> PathBuf {
         self.data_dir.join("storage-journal")
     }
 
     /// The key of a task's job directory, the same each time.
     #[must_use]
-    pub fn job_key(&self, task_id: &str) -> FileKey {
+    pub(crate) fn job_key(&self, task_id: &str) -> FileKey {
         self.derive(&format!("zerog/vault/job/{task_id}"))
     }
 
     /// The key of an adapter's sealed file, the same each time.
     #[must_use]
-    pub fn adapter_key(&self, adapter_id: &str) -> FileKey {
+    pub(crate) fn adapter_key(&self, adapter_id: &str) -> FileKey {
         self.derive(&format!("zerog/vault/adapter/{adapter_id}"))
     }
 
@@ -157,7 +157,7 @@ impl Vault {
 
     /// Seals a key for the database; `id` says what it belongs to.
     #[must_use]
-    pub fn seal_key(&self, usage: KeyUse, id: &str, key: &FileKey) -> String {
+    pub(crate) fn seal_key(&self, usage: KeyUse, id: &str, key: &FileKey) -> String {
         let mut nonce = [0u8; NONCE_BYTES];
         rand::rng().fill_bytes(&mut nonce);
         let payload = Payload {
@@ -175,7 +175,12 @@ impl Vault {
     ///
     /// # Errors
     /// [`VaultError::Key`].
-    pub fn open_key(&self, usage: KeyUse, id: &str, sealed: &str) -> Result<FileKey, VaultError> {
+    pub(crate) fn open_key(
+        &self,
+        usage: KeyUse,
+        id: &str,
+        sealed: &str,
+    ) -> Result<FileKey, VaultError> {
         let bytes = hex::decode(sealed).map_err(|_| VaultError::Key)?;
         let (nonce, ciphertext) = bytes
             .split_first_chunk::<NONCE_BYTES>()
@@ -196,7 +201,7 @@ impl Vault {
 ///
 /// # Errors
 /// [`VaultError`].
-pub fn seal_to_file(
+pub(crate) fn seal_to_file(
     path: &Path,
     plaintext: &mut impl Read,
     key: &FileKey,
@@ -224,7 +229,7 @@ pub fn seal_to_file(
 ///
 /// # Errors
 /// [`VaultError`].
-pub fn open_to_memory(
+pub(crate) fn open_to_memory(
     path: &Path,
     key: &FileKey,
     signer: Option<Address>,

@@ -82,7 +82,7 @@ async fn the_published_settlement_vector_is_accepted() {
         .unwrap();
     assert_eq!(delivered.encrypted_secret, settlement.encrypted_secret);
     assert_eq!(delivered.state(), DeliverableState::Settled);
-    assert_eq!(account.deliverables, [delivered.clone()]);
+    assert_eq!(account.deliverables, std::slice::from_ref(&delivered));
 
     // The answer's bytes, with the published time in place of ours.
     let answer = FineTuningServing::Deliverable {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use alloy_primitives::U256;
 use serde_json::Value;
 
 use crate::support::{Cli, Network, Process, binary, fixture, wait_for};
@@ -227,12 +228,12 @@ fn a_task_survives_a_kill_in_every_state() {
         "--service",
         "fine-tuning",
     ]);
-    let balance: u128 = account["balance"].as_str().unwrap().parse().unwrap();
-    let fee: u128 = view["fee"].as_str().unwrap().parse().unwrap();
-    assert!(fee > 0);
+    let balance: U256 = account["balance"].as_str().unwrap().parse().unwrap();
+    let fee: U256 = view["fee"].as_str().unwrap().parse().unwrap();
+    assert!(!fee.is_zero());
     assert_eq!(
         balance + fee,
-        2_000_000_000_000_000_000,
+        U256::from(2_000_000_000_000_000_000u64),
         "the fee was taken exactly once"
     );
 

@@ -1,6 +1,8 @@
 //! End-to-end tests with the real binaries: the command line against a running network, and a provider that is killed in
 //! every state.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod cli_walk;
 mod demo;
 mod kill;

@@ -215,10 +215,18 @@ async fn check_account(
     fee: alloy_primitives::U256,
 ) -> Result<(), EffectError> {
     // Without gas nothing can be delivered; better to wait than to train in vain.
-    let least = app.config.fine_tuning.as_ref().map(|role| role.min_wallet_balance).unwrap_or_default();
+    let least = app
+        .config
+        .fine_tuning
+        .as_ref()
+        .map(|role| role.min_wallet_balance)
+        .unwrap_or_default();
     if app.chain.balance(app.provider).await? < least {
         tracing::error!(provider.address = %app.provider, "the wallet is below its minimum balance: fund it");
-        return Err(EffectError::retry(FailureReason::ChainUnavailable, "the provider's wallet needs funds"));
+        return Err(EffectError::retry(
+            FailureReason::ChainUnavailable,
+            "the provider's wallet needs funds",
+        ));
     }
     let contract = app.chain.fine_tuning();
     let not_authorized =

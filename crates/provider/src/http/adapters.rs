@@ -367,10 +367,19 @@ pub(crate) async fn adapter_keys(
             ApiError::bad_request("invalid_signer", "teeSignerAddress is not an address")
         })?,
         // The fine-tuning service of this provider says who signs its archives.
-        None => app.chain.fine_tuning().service(app.provider).await?.map(|service| service.tee_signer).unwrap_or_default(),
+        None => app
+            .chain
+            .fine_tuning()
+            .service(app.provider)
+            .await?
+            .map(|service| service.tee_signer)
+            .unwrap_or_default(),
     };
     if signer.is_zero() {
-        return Err(ApiError::bad_request("invalid_signer", "nobody knows who signs this archive: send teeSignerAddress"));
+        return Err(ApiError::bad_request(
+            "invalid_signer",
+            "nobody knows who signs this archive: send teeSignerAddress",
+        ));
     }
     let refuse =
         |text: &str| Err(ApiError::bad_request("invalid_enc_key", text).field("providerEncKey"));
@@ -393,7 +402,11 @@ pub(crate) async fn adapter_keys(
     let Some(key) = zerog_protocol::FileKey::from_slice(&key) else {
         return refuse("providerEncKey holds no 32-byte key");
     };
-    let kept = HandedOverKey { key, storage_hash: format!("0x{}", digits.to_lowercase()), signer };
+    let kept = HandedOverKey {
+        key,
+        storage_hash: format!("0x{}", digits.to_lowercase()),
+        signer,
+    };
     keep_handed_over_key(&app, &request.task_id, &kept).await?;
     Ok(Json(json!({"status": "ok", "taskId": request.task_id})))
 }

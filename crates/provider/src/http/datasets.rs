@@ -156,6 +156,8 @@ async fn receive(app: &App, mut field: Field<'_>) -> Result<Incoming, ApiError> 
     while let Some(chunk) = field.chunk().await.map_err(broken_form)? {
         received = received.saturating_add(chunk.len() as u64);
         if received > limit {
+            // A client that is still sending reads no answer; listen a little longer.
+            drain(&mut field, limit).await;
             return Err(too_large(app));
         }
         if sender.send(chunk).await.is_err() {
@@ -169,6 +171,17 @@ async fn receive(app: &App, mut field: Field<'_>) -> Result<Incoming, ApiError> 
             Err(invalid("the file is empty"))
         }
         Err(error) => Err(no_room(error)),
+    }
+}
+
+/// Reads on without keeping anything, up to `most` bytes.
+async fn drain(field: &mut Field<'_>, most: u64) {
+    let mut dropped = 0u64;
+    while let Ok(Some(chunk)) = field.chunk().await {
+        dropped = dropped.saturating_add(chunk.len() as u64);
+        if dropped > most {
+            return;
+        }
     }
 }
 

@@ -17,7 +17,7 @@ const MAX_BUCKETS: usize = 10_000;
 
 /// All limiters of the daemon.
 #[derive(Debug)]
-pub struct Limiter {
+pub(crate) struct Limiter {
     quotes: Buckets<IpAddr>,
     transfers: Buckets<Address>,
     chats: Buckets<Address>,
@@ -28,7 +28,7 @@ pub struct Limiter {
 impl Limiter {
     /// Limiters with the configured rates.
     #[must_use]
-    pub fn new(config: &LimitsConfig) -> Self {
+    pub(crate) fn new(config: &LimitsConfig) -> Self {
         Self {
             quotes: Buckets::new(config.quote_rate.0, config.quote_rate.1),
             transfers: Buckets::new(config.transfer_rate.0, config.transfer_rate.1),

@@ -8,7 +8,7 @@ mod datasets;
 mod deliveries;
 mod error;
 mod health;
-pub mod limits;
+pub(crate) mod limits;
 mod models;
 mod tasks;
 

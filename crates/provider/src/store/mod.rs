@@ -131,7 +131,10 @@ impl Store {
             })
             .connect_with(options)
             .await?;
-        let store = Self { pool, reserving: Arc::default() };
+        let store = Self {
+            pool,
+            reserving: Arc::default(),
+        };
         store.migrate().await?;
         Ok(store)
     }

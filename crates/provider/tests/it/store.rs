@@ -7,8 +7,8 @@ use zerog_lifecycle::{EffectKey, EffectKind, Event, Task, Terms, Timestamp};
 use zerog_protocol::TaskId;
 use zerog_protocol::task::TaskState;
 use zerog_provider::store::{
-    ApplyOutcome, DatasetRow, NewAdapter, NewTask, NewUsage, SettlementRow, Store, StoreError, Subject, TransactionRow,
-    usage_state,
+    ApplyOutcome, DatasetRow, NewAdapter, NewTask, NewUsage, SettlementRow, Store, StoreError,
+    Subject, TransactionRow, usage_state,
 };
 
 const NOW: Timestamp = Timestamp(1_000_000);
@@ -20,14 +20,27 @@ async fn on_every_engine<F: AsyncFn(Store)>(check: F) {
     check(Store::open(&url).await.unwrap()).await;
     // Opening again runs no migration twice.
     Store::open(&url).await.unwrap().close().await;
-    let Ok(url) = std::env::var("TEST_DATABASE_URL") else { return };
+    let Ok(url) = std::env::var("TEST_DATABASE_URL") else {
+        return;
+    };
     let schema = format!("t{}", uuid::Uuid::new_v4().simple());
     sqlx::any::install_default_drivers();
     let admin = sqlx::AnyPool::connect(&url).await.unwrap();
-    sqlx::query(sqlx::AssertSqlSafe(format!("CREATE SCHEMA {schema}"))).execute(&admin).await.unwrap();
+    sqlx::query(sqlx::AssertSqlSafe(format!("CREATE SCHEMA {schema}")))
+        .execute(&admin)
+        .await
+        .unwrap();
     let separator = if url.contains('?') { '&' } else { '?' };
-    check(Store::open(&format!("{url}{separator}options=-csearch_path%3D{schema}")).await.unwrap()).await;
-    sqlx::query(sqlx::AssertSqlSafe(format!("DROP SCHEMA {schema} CASCADE"))).execute(&admin).await.unwrap();
+    check(
+        Store::open(&format!("{url}{separator}options=-csearch_path%3D{schema}"))
+            .await
+            .unwrap(),
+    )
+    .await;
+    sqlx::query(sqlx::AssertSqlSafe(format!("DROP SCHEMA {schema} CASCADE")))
+        .execute(&admin)
+        .await
+        .unwrap();
 }
 
 fn new_task(user: Address, nonce: &str) -> NewTask {
@@ -111,15 +124,36 @@ async fn a_task_its_effects_and_its_log_change_together() {
 #[tokio::test]
 async fn leases_of_an_earlier_life_come_back_at_once() {
     on_every_engine(async |store: Store| {
-        store.insert_task(&new_task(Address::ZERO, "1"), NOW).await.unwrap();
-        let claim = store.claim_effect(&["prepare"], "me", NOW.0, 60_000).await.unwrap().unwrap();
+        store
+            .insert_task(&new_task(Address::ZERO, "1"), NOW)
+            .await
+            .unwrap();
+        let claim = store
+            .claim_effect(&["prepare"], "me", NOW.0, 60_000)
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(store.next_due_ms().await.unwrap(), Some(NOW.0 + 60_000));
         assert_eq!(store.reclaim_leases("me").await.unwrap(), 1);
-        let again = store.claim_effect(&["prepare"], "me", NOW.0, 60_000).await.unwrap().unwrap();
+        let again = store
+            .claim_effect(&["prepare"], "me", NOW.0, 60_000)
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!((again.id.as_str(), again.fence), (claim.id.as_str(), 2));
         store.postpone_effect(&again, NOW.0 + 500).await.unwrap();
-        assert_eq!(store.claim_effect(&["prepare"], "me", NOW.0, 1).await.unwrap(), None);
-        let last = store.claim_effect(&["prepare"], "me", NOW.0 + 500, 1).await.unwrap().unwrap();
+        assert_eq!(
+            store
+                .claim_effect(&["prepare"], "me", NOW.0, 1)
+                .await
+                .unwrap(),
+            None
+        );
+        let last = store
+            .claim_effect(&["prepare"], "me", NOW.0 + 500, 1)
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(last.failures, 1);
         store.finish_effect(&last).await.unwrap();
         assert_eq!(store.next_due_ms().await.unwrap(), None);
@@ -137,18 +171,33 @@ async fn two_writers_never_lose_each_others_changes() {
             .map(|number| {
                 let (store, id) = (store.clone(), id.clone());
                 tokio::spawn(async move {
-                    store.append_log(&id, NOW.0, &[format!("line {number}")]).await.unwrap();
-                    store.apply_event(&id, &Event::CancelRequested, None, NOW).await.unwrap()
+                    store
+                        .append_log(&id, NOW.0, &[format!("line {number}")])
+                        .await
+                        .unwrap();
+                    store
+                        .apply_event(&id, &Event::CancelRequested, None, NOW)
+                        .await
+                        .unwrap()
                 })
             })
             .collect();
         let mut applied = 0;
         for worker in workers {
-            applied += usize::from(matches!(worker.await.unwrap(), ApplyOutcome::Applied { .. }));
+            applied += usize::from(matches!(
+                worker.await.unwrap(),
+                ApplyOutcome::Applied { .. }
+            ));
         }
         assert_eq!(applied, 1);
         let lines = store.events(&id, 0, 100).await.unwrap();
-        assert_eq!(lines.iter().filter(|line| line.content.starts_with("line ")).count(), 8);
+        assert_eq!(
+            lines
+                .iter()
+                .filter(|line| line.content.starts_with("line "))
+                .count(),
+            8
+        );
     })
     .await;
 }
@@ -174,8 +223,19 @@ async fn small_records_round_trip() {
             created_ms: 5,
         };
         assert!(store.insert_dataset(&row).await.unwrap());
-        assert!(!store.insert_dataset(&DatasetRow { file: "g".into(), ..row.clone() }).await.unwrap());
-        assert_eq!(store.dataset(user, "0xAB").await.unwrap(), Some(row.clone()));
+        assert!(
+            !store
+                .insert_dataset(&DatasetRow {
+                    file: "g".into(),
+                    ..row.clone()
+                })
+                .await
+                .unwrap()
+        );
+        assert_eq!(
+            store.dataset(user, "0xAB").await.unwrap(),
+            Some(row.clone())
+        );
         assert_eq!(store.dataset_bytes(user).await.unwrap(), 7);
         store.touch_dataset(&row, 50).await.unwrap();
         assert!(store.stale_datasets(50).await.unwrap().is_empty());
@@ -183,8 +243,12 @@ async fn small_records_round_trip() {
         store.delete_dataset(&row).await.unwrap();
         assert_eq!(store.dataset(user, "0xab").await.unwrap(), None);
 
-        let mut transaction =
-            TransactionRow { id: "t".into(), nonce: 3, raw: "0x01".into(), hash: "0x02".into() };
+        let mut transaction = TransactionRow {
+            id: "t".into(),
+            nonce: 3,
+            raw: "0x01".into(),
+            hash: "0x02".into(),
+        };
         store.put_transaction(&transaction, 1).await.unwrap();
         transaction.raw = "0x03".into();
         store.put_transaction(&transaction, 2).await.unwrap();
@@ -211,21 +275,76 @@ async fn adapters_get_free_names_and_their_effects() {
         };
         let first = store.insert_adapter(&new("1", "a"), NOW).await.unwrap();
         let second = store.insert_adapter(&new("2", "b"), NOW).await.unwrap();
-        assert_eq!((first.name.as_str(), second.name.as_str()), ("ft-m-1", "ft-m-1-2"));
-        assert_eq!(store.insert_adapter(&new("1", "a"), NOW).await.unwrap().name, "ft-m-1");
-        let adapter = store.apply_adapter_event("1", &AdapterEvent::Acknowledged, None, NOW).await.unwrap().unwrap();
+        assert_eq!(
+            (first.name.as_str(), second.name.as_str()),
+            ("ft-m-1", "ft-m-1-2")
+        );
+        assert_eq!(
+            store
+                .insert_adapter(&new("1", "a"), NOW)
+                .await
+                .unwrap()
+                .name,
+            "ft-m-1"
+        );
+        let adapter = store
+            .apply_adapter_event("1", &AdapterEvent::Acknowledged, None, NOW)
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(adapter.state.as_str(), "pending");
-        assert!(store.apply_adapter_event("1", &AdapterEvent::Acknowledged, None, NOW).await.unwrap().is_none());
-        let claim = store.claim_effect(&["fetch_adapter"], "me", NOW.0, 1000).await.unwrap().unwrap();
-        assert_eq!((claim.subject, claim.subject_id.as_str()), (Subject::Adapter, "1"));
-        let event = AdapterEvent::Fetched { effect: adapter.work.unwrap() };
-        let ready = store.apply_adapter_event("1", &event, Some(&claim), NOW).await.unwrap().unwrap();
+        assert!(
+            store
+                .apply_adapter_event("1", &AdapterEvent::Acknowledged, None, NOW)
+                .await
+                .unwrap()
+                .is_none()
+        );
+        let claim = store
+            .claim_effect(&["fetch_adapter"], "me", NOW.0, 1000)
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(
+            (claim.subject, claim.subject_id.as_str()),
+            (Subject::Adapter, "1")
+        );
+        let event = AdapterEvent::Fetched {
+            effect: adapter.work.unwrap(),
+        };
+        let ready = store
+            .apply_adapter_event("1", &event, Some(&claim), NOW)
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(ready.state.as_str(), "ready");
-        assert!(store.open_effects(Subject::Adapter, "1").await.unwrap().is_empty());
+        assert!(
+            store
+                .open_effects(Subject::Adapter, "1")
+                .await
+                .unwrap()
+                .is_empty()
+        );
         assert_eq!(store.adapter_named("b").await.unwrap().unwrap().id, "2");
-        assert_eq!(store.adapters_of(Address::repeat_byte(9)).await.unwrap().len(), 2);
+        assert_eq!(
+            store
+                .adapters_of(Address::repeat_byte(9))
+                .await
+                .unwrap()
+                .len(),
+            2
+        );
         store.set_canary_build("1", "x").await.unwrap();
-        assert_eq!(store.adapter("1").await.unwrap().unwrap().canary_build.as_deref(), Some("x"));
+        assert_eq!(
+            store
+                .adapter("1")
+                .await
+                .unwrap()
+                .unwrap()
+                .canary_build
+                .as_deref(),
+            Some("x")
+        );
     })
     .await;
 }
@@ -243,30 +362,78 @@ async fn reservations_bills_and_settlements_add_up() {
             owner: "me".into(),
         };
         let (available, floor) = (U256::from(100), U256::from(50));
-        assert_eq!(store.reserve_usage(&new("1", 30), available, floor, 1).await.unwrap(), None);
-        assert_eq!(store.reserve_usage(&new("2", 30), available, floor, 1).await.unwrap(), None);
+        assert_eq!(
+            store
+                .reserve_usage(&new("1", 30), available, floor, 1)
+                .await
+                .unwrap(),
+            None
+        );
+        assert_eq!(
+            store
+                .reserve_usage(&new("2", 30), available, floor, 1)
+                .await
+                .unwrap(),
+            None
+        );
         // 30 + 30 kept back and 50 in reserve: 10 are missing.
-        assert_eq!(store.reserve_usage(&new("3", 30), available, floor, 1).await.unwrap(), Some(U256::from(10)));
+        assert_eq!(
+            store
+                .reserve_usage(&new("3", 30), available, floor, 1)
+                .await
+                .unwrap(),
+            Some(U256::from(10))
+        );
         store.release_usage("2").await.unwrap();
-        store.bill_usage("1", (3, 4), U256::from(6), U256::from(8)).await.unwrap();
-        store.bill_usage("1", (9, 9), U256::from(99), U256::from(99)).await.unwrap();
+        store
+            .bill_usage("1", (3, 4), U256::from(6), U256::from(8))
+            .await
+            .unwrap();
+        store
+            .bill_usage("1", (9, 9), U256::from(99), U256::from(99))
+            .await
+            .unwrap();
         assert_eq!(store.unsettled_fee(user).await.unwrap(), U256::from(14));
-        store.reserve_usage(&new("4", 5), available, floor, 1).await.unwrap();
+        store
+            .reserve_usage(&new("4", 5), available, floor, 1)
+            .await
+            .unwrap();
         assert_eq!(store.release_reservations("me").await.unwrap(), 1);
 
-        let open = store.open_usage().await.unwrap().remove(&format!("{user:#x}")).unwrap();
-        let settlement =
-            SettlementRow { user, nonce: U256::from(7), total_fee: U256::from(14), requests_hash: "0x1".into() };
+        let open = store
+            .open_usage()
+            .await
+            .unwrap()
+            .remove(&format!("{user:#x}"))
+            .unwrap();
+        let settlement = SettlementRow {
+            user,
+            nonce: U256::from(7),
+            total_fee: U256::from(14),
+            requests_hash: "0x1".into(),
+        };
         store.begin_settlement(&settlement, &open, 1).await.unwrap();
         assert!(store.open_usage().await.unwrap().is_empty());
         assert_eq!(store.unsettled_fee(user).await.unwrap(), U256::from(14));
-        assert_eq!(store.pending_settlements().await.unwrap(), [settlement.clone()]);
+        assert_eq!(
+            store.pending_settlements().await.unwrap(),
+            [settlement.clone()]
+        );
         // It did not land: everything is open again, and may be settled under another nonce.
-        store.end_settlement(user, settlement.nonce, usage_state::OPEN).await.unwrap();
+        store
+            .end_settlement(user, settlement.nonce, usage_state::OPEN)
+            .await
+            .unwrap();
         assert_eq!(store.open_usage().await.unwrap().len(), 1);
-        let again = SettlementRow { nonce: U256::from(8), ..settlement };
+        let again = SettlementRow {
+            nonce: U256::from(8),
+            ..settlement
+        };
         store.begin_settlement(&again, &open, 2).await.unwrap();
-        store.end_settlement(user, again.nonce, usage_state::SETTLED).await.unwrap();
+        store
+            .end_settlement(user, again.nonce, usage_state::SETTLED)
+            .await
+            .unwrap();
         assert_eq!(store.unsettled_fee(user).await.unwrap(), U256::ZERO);
         assert!(store.pending_settlements().await.unwrap().is_empty());
     })

@@ -33,18 +33,37 @@ async fn upload_sealed(user: &User, chain_id: u64) -> String {
         reqwest::multipart::Form::new()
             .text(
                 "signature",
-                signing::sign_personal(&user.key, signing::dataset_upload_hash(&user.address().to_string(), now)),
+                signing::sign_personal(
+                    &user.key,
+                    signing::dataset_upload_hash(&user.address().to_string(), now),
+                ),
             )
             .text("timestamp", now.to_string())
             .text("sealVersion", "1")
             .text("sealedKey", sealed_key)
             .text("datasetHash", hash.clone())
-            .part("file", reqwest::multipart::Part::bytes(sealed.get_ref().clone()).file_name("d.jsonl"))
+            .part(
+                "file",
+                reqwest::multipart::Part::bytes(sealed.get_ref().clone()).file_name("d.jsonl"),
+            )
     };
-    let other = seal_key(&report.sealing_key().unwrap(), &SealContext { id: "0x00", ..context }, &key).unwrap();
+    let other = seal_key(
+        &report.sealing_key().unwrap(),
+        &SealContext {
+            id: "0x00",
+            ..context
+        },
+        &key,
+    )
+    .unwrap();
     let refused = send(user.http.post(user.path("dataset")).multipart(form(other))).await;
     refused.refusal(400, "sealed_key");
-    let answer = send(user.http.post(user.path("dataset")).multipart(form(sealed_key))).await;
+    let answer = send(
+        user.http
+            .post(user.path("dataset"))
+            .multipart(form(sealed_key)),
+    )
+    .await;
     assert_eq!(answer.status, 200, "{}", answer.text());
     assert_eq!(answer.json()["datasetHash"], hash);
     hash
@@ -65,15 +84,28 @@ pub(crate) async fn download(user: &User, id: TaskId, range: Option<&str>) -> cr
 }
 
 /// Opens the delivered archive with the key from the chain; the members' names.
-pub(crate) async fn open_delivery(user: &User, id: TaskId, encrypted: &[u8], signer: Address) -> Vec<String> {
-    let deliverable =
-        user.chain.fine_tuning().deliverable(user.address(), user.provider, &id.to_string()).await.unwrap().unwrap();
+pub(crate) async fn open_delivery(
+    user: &User,
+    id: TaskId,
+    encrypted: &[u8],
+    signer: Address,
+) -> Vec<String> {
+    let deliverable = user
+        .chain
+        .fine_tuning()
+        .deliverable(user.address(), user.provider, &id.to_string())
+        .await
+        .unwrap()
+        .unwrap();
     let key = ecies::open(&user.key, &deliverable.encrypted_secret).unwrap();
     let key = FileKey::from_slice(&key).unwrap();
     let mut zip = Vec::new();
     sealed_archive::decrypt_signed_by(&mut &encrypted[..], &mut zip, &key, signer).unwrap();
     let archive = zip::ZipArchive::new(std::io::Cursor::new(zip)).unwrap();
-    archive.file_names().map(str::to_owned).collect()
+    archive
+        .file_names()
+        .map(|name| name.unwrap().into_owned())
+        .collect()
 }
 
 async fn wait_adapter(user: &User, name: &str, state: AdapterState) -> Value {
@@ -83,7 +115,11 @@ async fn wait_adapter(user: &User, name: &str, state: AdapterState) -> Value {
         if answer.status == 200 && answer.json()["tier"] == state.as_str() {
             return answer.json();
         }
-        assert!(started.elapsed() < Duration::from_secs(60), "waiting for {state}: {}", answer.text());
+        assert!(
+            started.elapsed() < Duration::from_secs(60),
+            "waiting for {state}: {}",
+            answer.text()
+        );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -99,80 +135,163 @@ async fn a_dataset_becomes_an_adapter_that_answers() {
     world.accept(&provider).await;
     let user = world.user(3, &provider).await;
     let hash = upload_sealed(&user, 31337).await;
-    let created = user.create(user.task_request(&hash, now_s() * 10_000_000 + 40)).await;
+    let created = user
+        .create(user.task_request(&hash, now_s() * 10_000_000 + 40))
+        .await;
     assert_eq!(created.status, 201, "{}", created.text());
     let id: TaskId = created.json()["id"].as_str().unwrap().parse().unwrap();
 
     let task = user.wait(id, &["Delivered"]).await;
     assert_ne!(task["fee"], "0");
-    assert_eq!(task["training"]["step"], 4);
+    // Twelve records in batches of four, one pass: `max_steps` never adds passes.
+    assert_eq!(task["training"]["step"], 3);
     let deadline = task["ackDeadline"].as_u64().unwrap();
     assert!(deadline > task["deliverTime"].as_u64().unwrap());
-    let reached: Vec<_> = task["states"].as_array().unwrap().iter().map(|state| state["state"].as_str().unwrap()).collect();
-    assert_eq!(reached, ["Init", "SettingUp", "SetUp", "Training", "Trained", "Delivering", "Delivered"]);
+    let reached: Vec<_> = task["states"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|state| state["state"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        reached,
+        [
+            "Init",
+            "SettingUp",
+            "SetUp",
+            "Training",
+            "Trained",
+            "Delivering",
+            "Delivered"
+        ]
+    );
     let log = user.log(id).await;
-    assert!(log.contains("Step: 1, Logs: {'loss':") && log.contains("completed successfully"), "{log}");
+    assert!(
+        log.contains("Step: 1, Logs: {'loss':") && log.contains("completed successfully"),
+        "{log}"
+    );
 
     let whole = download(&user, id, None).await;
     assert_eq!(whole.status, 200);
-    assert_eq!(whole.headers["content-length"], whole.body.len().to_string());
+    assert_eq!(
+        whole.headers["content-length"],
+        whole.body.len().to_string()
+    );
     let rest = download(&user, id, Some("bytes=100-")).await;
     assert_eq!((rest.status, &rest.body[..]), (206, &whole.body[100..]));
-    assert_eq!(download(&user, id, Some("bytes=99999999-")).await.status, 416);
+    assert_eq!(
+        download(&user, id, Some("bytes=99999999-")).await.status,
+        416
+    );
     let root: B256 = task["modelRootHash"].as_str().unwrap().parse().unwrap();
-    let deliverable =
-        user.chain.fine_tuning().deliverable(user.address(), user.provider, &id.to_string()).await.unwrap().unwrap();
+    let deliverable = user
+        .chain
+        .fine_tuning()
+        .deliverable(user.address(), user.provider, &id.to_string())
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(deliverable.model_root_hash.as_ref(), root.as_slice());
 
-    user.chain.fine_tuning().acknowledge_deliverable(user.provider, &id.to_string()).await.unwrap();
+    user.chain
+        .fine_tuning()
+        .acknowledge_deliverable(user.provider, &id.to_string())
+        .await
+        .unwrap();
     let task = user.wait(id, &["Finished"]).await;
     assert_eq!(task["settledWithSecret"], true);
     let members = open_delivery(&user, id, &whole.body, provider.signer()).await;
-    assert!(members.iter().any(|name| name == "output_model/adapter_model.safetensors"), "{members:?}");
+    assert!(
+        members
+            .iter()
+            .any(|name| name == "output_model/adapter_model.safetensors"),
+        "{members:?}"
+    );
 
     // Deployment, by the names that clients compute.
     let name = zerog_protocol::ids::adapter_name("Qwen2.5-0.5B-Instruct", &id.to_string());
     wait_adapter(&user, &name, AdapterState::Ready).await;
     let deploy = json!({"taskId": id.to_string(), "baseModel": "mock-model"});
-    let deployed = user.post_signed("/v1/lora/adapters/deploy", deploy.clone()).await;
+    let deployed = user
+        .post_signed("/v1/lora/adapters/deploy", deploy.clone())
+        .await;
     assert_eq!(deployed.status, 200, "{}", deployed.text());
     assert_eq!(deployed.json()["adapterName"], name);
     let adapter = wait_adapter(&user, &name, AdapterState::Active).await;
     assert_eq!(adapter["userAddress"], user.address().to_string());
-    let again = user.post_signed("/v1/lora/adapters/deploy", json!({"adapterName": name})).await;
-    assert_eq!(again.json()["message"], "Adapter is already deployed and active!");
-    let wrong = user.post_signed("/v1/lora/adapters/deploy", json!({"taskId": id.to_string(), "baseModel": "other"})).await;
+    let again = user
+        .post_signed("/v1/lora/adapters/deploy", json!({"adapterName": name}))
+        .await;
+    assert_eq!(
+        again.json()["message"],
+        "Adapter is already deployed and active!"
+    );
+    let wrong = user
+        .post_signed(
+            "/v1/lora/adapters/deploy",
+            json!({"taskId": id.to_string(), "baseModel": "other"}),
+        )
+        .await;
     wrong.refusal(400, "wrong_base_model");
 
     let chat = json!({"model": name, "messages": [{"role": "user", "content": "What is behind door 3?"}], "max_tokens": 8, "temperature": 0});
-    let answer = user.post_signed("/v1/proxy/chat/completions", chat.clone()).await;
+    let answer = user
+        .post_signed("/v1/proxy/chat/completions", chat.clone())
+        .await;
     assert_eq!(answer.status, 200, "{}", answer.text());
     assert_eq!(answer.json()["model"], name);
     let stranger = world.user(4, &provider).await;
-    assert_eq!(stranger.post_signed("/v1/proxy/chat/completions", chat.clone()).await.status, 403);
-    stranger.get_signed(&format!("/v1/lora/adapters/{name}")).await.refusal(404, "adapter_not_found");
+    assert_eq!(
+        stranger
+            .post_signed("/v1/proxy/chat/completions", chat.clone())
+            .await
+            .status,
+        403
+    );
+    stranger
+        .get_signed(&format!("/v1/lora/adapters/{name}"))
+        .await
+        .refusal(404, "adapter_not_found");
 
     // The requests are settled, once.
     let started = Instant::now();
     loop {
-        let fee = user.get_signed(&format!("/v1/user/{}/unsettledfee", user.address())).await.json();
+        let fee = user
+            .get_signed(&format!("/v1/user/{}/unsettledfee", user.address()))
+            .await
+            .json();
         if fee["unsettledFee"] == "0" {
             break;
         }
-        assert!(started.elapsed() < Duration::from_secs(60), "nothing was settled: {fee}");
+        assert!(
+            started.elapsed() < Duration::from_secs(60),
+            "nothing was settled: {fee}"
+        );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let usage = answer.json()["usage"].clone();
     let role = config.inference.as_ref().unwrap();
     let expected = role.input_price * U256::from(usage["prompt_tokens"].as_u64().unwrap())
         + role.output_price * U256::from(usage["completion_tokens"].as_u64().unwrap());
-    let account = user.chain.inference().account(user.address(), user.provider).await.unwrap().unwrap();
-    assert_eq!(account.balance + expected, U256::from(5u128 * 10u128.pow(18)));
+    let account = user
+        .chain
+        .inference()
+        .account(user.address(), user.provider)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        account.balance + expected,
+        U256::from(5u128 * 10u128.pow(18))
+    );
 
     // After a restart the adapter is loaded again on first use.
     provider.shutdown().await;
     let provider = Provider::start(config).await.unwrap();
-    let user = User { url: provider.url().to_owned(), ..user };
+    let user = User {
+        url: provider.url().to_owned(),
+        ..user
+    };
     let answer = user.post_signed("/v1/proxy/chat/completions", chat).await;
     assert_eq!(answer.status, 200, "{}", answer.text());
     provider.shutdown().await;

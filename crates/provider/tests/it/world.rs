@@ -15,7 +15,8 @@ use zerog_provider::{Config, Provider};
 use zerog_storage::node::{NodeOptions, StorageNode};
 
 /// Hash of the small base model.
-pub(crate) const MOCK_MODEL: &str = "0xcb42b5ca9e998c82dd239ef2d20d22a4ae16b3dc0ce0a855c93b52c7c2bab6dc";
+pub(crate) const MOCK_MODEL: &str =
+    "0xcb42b5ca9e998c82dd239ef2d20d22a4ae16b3dc0ce0a855c93b52c7c2bab6dc";
 /// A short run.
 pub(crate) const PARAMS: &str = r#"{"num_train_epochs":1,"per_device_train_batch_size":4,"learning_rate":0.002,"max_steps":4,"lora_dropout":0.0,"max_seq_length":64}"#;
 
@@ -39,16 +40,28 @@ impl World {
             ..Default::default()
         })
         .unwrap();
-        let rpc = chain.serve(tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap()).unwrap();
+        let rpc = chain
+            .serve(tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap())
+            .unwrap();
         let rpc_url = rpc.url();
-        let storage = StorageNode::start(NodeOptions::new(
-            folder.path().join("storage"),
-            rpc_url.clone(),
-            genesis.addresses.flow.unwrap(),
-        ))
+        let storage = StorageNode::start(NodeOptions {
+            listen: ([127, 0, 0, 1], 0).into(),
+            ..NodeOptions::new(
+                folder.path().join("storage"),
+                rpc_url.clone(),
+                genesis.addresses.flow.unwrap(),
+            )
+        })
         .await
         .unwrap();
-        Self { addresses: genesis.addresses, rpc_url, storage, chain, _rpc: rpc, folder }
+        Self {
+            addresses: genesis.addresses,
+            rpc_url,
+            storage,
+            chain,
+            _rpc: rpc,
+            folder,
+        }
     }
 
     /// A provider's configuration in a data directory of its own, or of an earlier life.
@@ -66,35 +79,73 @@ impl World {
         // No test waits for rates.
         config.limits.transfer_rate = (1000.0, 1000.0);
         config.limits.quote_rate = (1000.0, 1000.0);
-        config.fine_tuning.as_mut().unwrap().trainer.command = Some(PathBuf::from(env!("CARGO_BIN_EXE_0g-compute-provider")));
+        config.fine_tuning.as_mut().unwrap().trainer.command =
+            Some(PathBuf::from(env!("CARGO_BIN_EXE_0g-compute-provider")));
         config
     }
 
     pub(crate) async fn client(&self, account: usize) -> ChainClient {
         let signer = PrivateKeySigner::from_bytes(&ACCOUNTS[account].private_key).unwrap();
-        ChainClient::connect(&self.rpc_url, self.addresses, ClientOptions::default()).await.unwrap().with_wallet(signer)
+        ChainClient::connect(&self.rpc_url, self.addresses, ClientOptions::default())
+            .await
+            .unwrap()
+            .with_wallet(signer)
     }
 
     /// The owner accepts both services of the provider.
     pub(crate) async fn accept(&self, provider: &Provider) {
         let owner = self.client(0).await;
-        owner.fine_tuning().acknowledge_tee_signer_by_owner(provider.address()).await.unwrap();
-        owner.inference().acknowledge_tee_signer_by_owner(provider.address()).await.unwrap();
+        owner
+            .fine_tuning()
+            .acknowledge_tee_signer_by_owner(provider.address())
+            .await
+            .unwrap();
+        owner
+            .inference()
+            .acknowledge_tee_signer_by_owner(provider.address())
+            .await
+            .unwrap();
     }
 
     /// A user with money at the provider for both roles.
     pub(crate) async fn user(&self, account: usize, provider: &Provider) -> User {
         let user = self.stranger(account, provider).await;
         let one = U256::from(10u128.pow(18));
-        user.chain.ledger().add_ledger(one * U256::from(20), "").await.unwrap();
+        user.chain
+            .ledger()
+            .add_ledger(one * U256::from(20), "")
+            .await
+            .unwrap();
         for (name, amount) in [
-            (user.chain.ledger().fine_tuning_service_name().await.unwrap(), 2),
-            (user.chain.ledger().inference_service_name().await.unwrap(), 5),
+            (
+                user.chain
+                    .ledger()
+                    .fine_tuning_service_name()
+                    .await
+                    .unwrap(),
+                2,
+            ),
+            (
+                user.chain.ledger().inference_service_name().await.unwrap(),
+                5,
+            ),
         ] {
-            user.chain.ledger().transfer_fund(provider.address(), &name, one * U256::from(amount)).await.unwrap();
+            user.chain
+                .ledger()
+                .transfer_fund(provider.address(), &name, one * U256::from(amount))
+                .await
+                .unwrap();
         }
-        user.chain.fine_tuning().acknowledge_tee_signer(provider.address(), true).await.unwrap();
-        user.chain.inference().acknowledge_tee_signer(provider.address(), true).await.unwrap();
+        user.chain
+            .fine_tuning()
+            .acknowledge_tee_signer(provider.address(), true)
+            .await
+            .unwrap();
+        user.chain
+            .inference()
+            .acknowledge_tee_signer(provider.address(), true)
+            .await
+            .unwrap();
         user
     }
 
@@ -133,7 +184,10 @@ pub(crate) fn dataset() -> String {
 }
 
 pub(crate) fn now_s() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap()
+        .as_secs()
 }
 
 /// Somebody who talks to the provider.
@@ -173,9 +227,17 @@ impl Answer {
 }
 
 pub(crate) async fn send(request: reqwest::RequestBuilder) -> Answer {
-    let response = request.timeout(Duration::from_secs(60)).send().await.unwrap();
+    let response = request
+        .timeout(Duration::from_secs(60))
+        .send()
+        .await
+        .unwrap();
     let (status, headers) = (response.status().as_u16(), response.headers().clone());
-    Answer { status, headers, body: response.bytes().await.unwrap().to_vec() }
+    Answer {
+        status,
+        headers,
+        body: response.bytes().await.unwrap().to_vec(),
+    }
 }
 
 impl User {
@@ -192,7 +254,13 @@ impl User {
     }
 
     pub(crate) async fn post(&self, url: &str, body: Value) -> Answer {
-        send(self.http.post(url).header("content-type", "application/json").body(body.to_string())).await
+        send(
+            self.http
+                .post(url)
+                .header("content-type", "application/json")
+                .body(body.to_string()),
+        )
+        .await
     }
 
     /// A plain upload with the parts in the order of the published TypeScript client: file first.
@@ -233,7 +301,9 @@ impl User {
         let uploaded = self.upload("d.jsonl", dataset().as_bytes()).await;
         assert_eq!(uploaded.status, 200, "{}", uploaded.text());
         let hash = uploaded.json()["datasetHash"].as_str().unwrap().to_owned();
-        let created = self.create(self.task_request(&hash, now_s() * 10_000_000 + 40)).await;
+        let created = self
+            .create(self.task_request(&hash, now_s() * 10_000_000 + 40))
+            .await;
         assert_eq!(created.status, 201, "{}", created.text());
         created.json()["id"].as_str().unwrap().parse().unwrap()
     }
@@ -245,7 +315,9 @@ impl User {
     }
 
     pub(crate) async fn log(&self, id: TaskId) -> String {
-        send(self.http.get(self.path(&format!("task/{id}/log")))).await.text()
+        send(self.http.get(self.path(&format!("task/{id}/log"))))
+            .await
+            .text()
     }
 
     /// Polls until the task is in one of the states.
@@ -266,16 +338,35 @@ impl User {
     }
 
     pub(crate) fn token(&self) -> String {
-        let claims = session_token::ephemeral_claims(self.address(), self.provider, now_s() * 1000, 3_600_000, 0);
+        let claims = session_token::ephemeral_claims(
+            self.address(),
+            self.provider,
+            now_s() * 1000,
+            3_600_000,
+            0,
+        );
         format!("Bearer {}", session_token::create(&self.key, &claims))
     }
 
     pub(crate) async fn get_signed(&self, path: &str) -> Answer {
-        send(self.http.get(format!("{}{path}", self.url)).header("authorization", self.token())).await
+        send(
+            self.http
+                .get(format!("{}{path}", self.url))
+                .header("authorization", self.token()),
+        )
+        .await
     }
 
     pub(crate) async fn post_signed(&self, path: &str, body: Value) -> Answer {
-        let request = self.http.post(format!("{}{path}", self.url)).header("authorization", self.token());
-        send(request.header("content-type", "application/json").body(body.to_string())).await
+        let request = self
+            .http
+            .post(format!("{}{path}", self.url))
+            .header("authorization", self.token());
+        send(
+            request
+                .header("content-type", "application/json")
+                .body(body.to_string()),
+        )
+        .await
     }
 }

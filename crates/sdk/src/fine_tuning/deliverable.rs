@@ -231,7 +231,7 @@ impl FineTuning {
         }
         if method != DownloadMethod::Tee {
             on_progress(Progress::step("downloading from storage"));
-            match self.from_storage(path, expected, on_progress).await {
+            match self.fetch_from_storage(path, expected, on_progress).await {
                 Ok(bytes) => return Ok((Some(DownloadMethod::Storage), bytes)),
                 Err(error)
                     if method == DownloadMethod::Storage
@@ -248,12 +248,12 @@ impl FineTuning {
         }
         on_progress(Progress::step("downloading from the provider"));
         let bytes = self
-            .from_provider(provider, task, path, expected, on_progress)
+            .fetch_from_provider(provider, task, path, expected, on_progress)
             .await?;
         Ok((Some(DownloadMethod::Tee), bytes))
     }
 
-    async fn from_storage(
+    async fn fetch_from_storage(
         &self,
         path: &Path,
         expected: B256,
@@ -264,7 +264,7 @@ impl FineTuning {
             .await
     }
 
-    async fn from_provider(
+    async fn fetch_from_provider(
         &self,
         provider: Address,
         task: TaskId,
