@@ -93,7 +93,7 @@ async fn a_cancelled_training_stops() {
         .await
         .json();
     let hash = uploaded["datasetHash"].as_str().unwrap();
-    let mut request = user.task_request(hash, crate::world::now_s() * 10_000_000 + 40);
+    let mut request = user.task_request(hash, crate::world::now_s() * 10_000_000 + 30);
     request["trainingParams"] =
         json!(r#"{"num_train_epochs":100,"per_device_train_batch_size":1,"max_seq_length":64}"#);
     let id: zerog_protocol::TaskId = user.create(request).await.json()["id"]
