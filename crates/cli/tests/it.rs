@@ -1,4 +1,8 @@
 //! The real binary: flags, files, exit codes and texts. The whole walk against a network is in `crates/devnet/tests`.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test may stop at what it did not expect"
+)]
 
 use std::io::Write;
 use std::net::TcpListener;

@@ -1,4 +1,8 @@
 //! The SDK against the embedded chain with the real contracts, and against a scripted provider.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test may stop at what it did not expect"
+)]
 
 mod chat;
 mod datasets;
