@@ -31,6 +31,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "chain",
             "storage",
             "tokenization",
+            "model",
             "trainer",
             "inference",
         ],

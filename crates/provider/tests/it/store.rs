@@ -417,7 +417,7 @@ async fn reservations_bills_and_settlements_add_up() {
         assert_eq!(store.unsettled_fee(user).await.unwrap(), U256::from(14));
         assert_eq!(
             store.pending_settlements().await.unwrap(),
-            [settlement.clone()]
+            std::slice::from_ref(&settlement)
         );
         // It did not land: everything is open again, and may be settled under another nonce.
         store
