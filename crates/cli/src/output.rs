@@ -3,7 +3,9 @@
 //! Tables have the widths, separators and cuts of the published command line.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+use std::collections::BTreeSet;
 use std::io::{IsTerminal, Write};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -81,6 +83,7 @@ impl Output {
             output: self,
             bar: None,
             last: String::new(),
+            told: None,
         }
     }
 
@@ -132,7 +135,12 @@ pub(crate) struct ProgressLine {
     output: Output,
     bar: Option<ProgressBar>,
     last: String,
+    /// State and tenth of the training that was last told where there is no bar.
+    told: Option<(String, u64)>,
 }
+
+/// Notices of this run; each is worth saying once.
+static NOTICES: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
 impl ProgressLine {
     /// Shows one piece of news.
@@ -145,7 +153,15 @@ impl ProgressLine {
         }
         match progress {
             Progress::Step { text } => self.say(&format!("{}...", capitalised(text))),
-            Progress::Notice { text } => self.say(text),
+            Progress::Notice { text }
+                if NOTICES
+                    .lock()
+                    .is_ok_and(|mut notices| notices.insert(text.clone())) =>
+            {
+                self.say(text);
+            }
+            // Said before in this run.
+            Progress::Notice { .. } => {}
             Progress::Funded {
                 service,
                 provider,
@@ -162,13 +178,25 @@ impl ProgressLine {
             } => self.transfer(*done_bytes, *total_bytes),
             Progress::Adapter { state } => self.say(&format!("  Adapter state: {state}")),
             Progress::Task {
-                step, total_steps, ..
+                state,
+                step,
+                total_steps,
+                ..
             } => {
                 let text = task_text(progress);
                 match (self.output.bars, step, total_steps) {
                     (true, Some(step), Some(total)) => self.draw(*step, *total, &text),
                     (true, ..) => self.spin(&text),
-                    _ => self.say(&text),
+                    (false, step, total) => {
+                        // A file of progress lines should stay short.
+                        let tenth =
+                            step.unwrap_or(0).saturating_mul(10) / total.unwrap_or(1).max(1);
+                        let news = Some((state.clone(), tenth));
+                        if self.told != news {
+                            self.told = news;
+                            self.say(&text);
+                        }
+                    }
                 }
             }
             _ => {}

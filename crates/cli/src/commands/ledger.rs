@@ -50,6 +50,7 @@ pub(super) fn done(app: &App, text: &str, receipt: &Receipt) {
 }
 
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct AccountView {
     ledger: LedgerAccount,
     wallet_balance: U256,
@@ -57,6 +58,7 @@ struct AccountView {
 }
 
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct SubAccountView {
     service: ServiceKind,
     provider: Address,

@@ -293,7 +293,7 @@ pub fn check_dataset_file(path: &Path) -> Result<DatasetReport> {
     std::io::copy(&mut reader, &mut std::io::sink())
         .map_err(|error| Error::file("read", path, error))?;
     Ok(DatasetReport {
-        format: format!("{:?}", summary.format),
+        format: summary.format.to_string(),
         records: summary.records,
         bytes: metadata.len(),
         keccak: reader.into_inner().hash.finalize(),
