@@ -120,17 +120,10 @@ fn start_chain(root: &Path) -> anyhow::Result<(Child, String)> {
     command(
         root,
         "cargo",
-        &[
-            "build",
-            "--quiet",
-            "-p",
-            "zerog-devchain",
-            "--example",
-            "serve",
-        ],
+        &["build", "--quiet", "--workspace", "--example", "devchain"],
         &[],
     )?;
-    let mut server = Command::new(root.join("target/debug/examples/serve"))
+    let mut server = Command::new(root.join("target/debug/examples/devchain"))
         .arg("0")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
