@@ -5,7 +5,7 @@
 //! transactions (19 of them), which the embedded chain replays; [`deploy`] sends the same steps to
 //! any chain.
 
-use alloy::signers::local::PrivateKeySigner;
+use alloy_signer_local::PrivateKeySigner;
 use alloy_consensus::TxLegacy;
 use alloy_primitives::{Address, B256, Bytes, U256};
 use alloy_sol_types::SolConstructor;

@@ -11,7 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use alloy::signers::{SignerSync, local::PrivateKeySigner};
+use alloy_signer::SignerSync;
+use alloy_signer_local::PrivateKeySigner;
 use alloy_consensus::{SignableTransaction, Transaction, TxEnvelope, TxLegacy};
 use alloy_eips::eip2718::{Decodable2718, Encodable2718};
 use alloy_primitives::{Address, B256, Bytes, U64, U256};

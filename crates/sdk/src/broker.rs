@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use alloy::signers::local::PrivateKeySigner;
+use alloy_signer_local::PrivateKeySigner;
 use alloy_primitives::Address;
 use serde::{Deserialize, Serialize};
 use zerog_attestation::{Policy, Requirement};

@@ -154,7 +154,7 @@ async fn gas_price_settings_are_kept() {
 #[tokio::test]
 async fn an_empty_wallet_is_told_so() {
     let world = World::start().await;
-    let poor = alloy::signers::local::PrivateKeySigner::from_bytes(
+    let poor = alloy_signer_local::PrivateKeySigner::from_bytes(
         &alloy_primitives::B256::repeat_byte(0x42),
     )
     .unwrap();

@@ -1,6 +1,6 @@
 //! Blocks, logs and filters; old states; time travel; snapshots.
 
-use alloy::primitives::{Address, U256};
+use alloy_primitives::{Address, U256};
 use serde_json::{Value, json};
 use zerog_devchain::{GENESIS_TIMESTAMP, Options, accounts::ACCOUNTS};
 

@@ -1,6 +1,6 @@
 //! Sending, queueing, refusing, calling, estimating.
 
-use alloy::primitives::{Address, U256};
+use alloy_primitives::{Address, U256};
 use serde_json::json;
 use zerog_devchain::accounts::ACCOUNTS;
 
@@ -382,7 +382,7 @@ async fn contract_state_is_readable() {
         word(1)
     );
     let code = node.call("eth_getCode", json!([counter, "latest"])).await;
-    assert_eq!(code, json!(alloy::primitives::Bytes::from_static(COUNTER)));
+    assert_eq!(code, json!(alloy_primitives::Bytes::from_static(COUNTER)));
     assert_eq!(
         node.call("eth_getCode", json!([counter, "0x0"])).await,
         "0x"

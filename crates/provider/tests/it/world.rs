@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use alloy::signers::local::PrivateKeySigner;
+use alloy_signer_local::PrivateKeySigner;
 use alloy_primitives::{Address, U256};
 use serde_json::{Value, json};
 use zerog_chain::{Addresses, ChainClient, ClientOptions, deploy};

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use alloy::signers::local::PrivateKeySigner;
+use alloy_signer_local::PrivateKeySigner;
 use alloy_primitives::{Address, B256, Bytes, U256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};

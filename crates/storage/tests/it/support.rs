@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use alloy::signers::local::PrivateKeySigner;
+use alloy_signer_local::PrivateKeySigner;
 use axum::{Json, Router, extract::State, routing::post};
 use serde_json::{Value, json};
 use tempfile::TempDir;
