@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::Write;
-use gemm::Parallelism;
+use gemm_common::Parallelism;
 
 /// Multiplications below which a product runs on the calling thread.
 const PARALLEL_WORK: usize = 1 << 19;
@@ -134,20 +134,21 @@ unsafe fn run(
     }
     // SAFETY: the operands lie inside their slices by the checks above, the result by the caller's promise.
     unsafe {
-        gemm::gemm(
-            m,
+        // The kernels prefer a column-major result, ours is row-major: its transpose is asked for, cᵀ = bᵀ·aᵀ.
+        gemm_f32::gemm::f32::get_gemm_fn()(
             n,
+            m,
             k,
             c,
-            1,
             stride as isize,
+            1,
             write == Write::Add,
-            a.values.as_ptr(),
-            a.column_stride as isize,
-            a.row_stride as isize,
             b.values.as_ptr(),
-            b.column_stride as isize,
             b.row_stride as isize,
+            b.column_stride as isize,
+            a.values.as_ptr(),
+            a.row_stride as isize,
+            a.column_stride as isize,
             1.0,
             scale,
             false,
