@@ -5,8 +5,8 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use alloy_signer_local::PrivateKeySigner;
 use alloy_primitives::{Address, B256, Bytes, TxKind, U64, U256};
+use alloy_signer_local::PrivateKeySigner;
 use alloy_sol_types::SolCall;
 use serde::{Deserialize, Serialize};
 use serde_json::json;

@@ -5,9 +5,9 @@
 //! transactions (19 of them), which the embedded chain replays; [`deploy`] sends the same steps to
 //! any chain.
 
-use alloy_signer_local::PrivateKeySigner;
 use alloy_consensus::TxLegacy;
 use alloy_primitives::{Address, B256, Bytes, U256};
+use alloy_signer_local::PrivateKeySigner;
 use alloy_sol_types::SolConstructor;
 
 use crate::{

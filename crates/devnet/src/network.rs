@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use alloy_signer_local::PrivateKeySigner;
 use alloy_primitives::Address;
+use alloy_signer_local::PrivateKeySigner;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use alloy_signer_local::PrivateKeySigner;
 use alloy_primitives::Address;
+use alloy_signer_local::PrivateKeySigner;
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, broadcast, watch};

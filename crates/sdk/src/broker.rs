@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use alloy_signer_local::PrivateKeySigner;
 use alloy_primitives::Address;
+use alloy_signer_local::PrivateKeySigner;
 use serde::{Deserialize, Serialize};
 use zerog_attestation::{Policy, Requirement};
 use zerog_chain::{Addresses, ChainClient, ClientOptions, Network, networks};

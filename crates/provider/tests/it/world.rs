@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use alloy_signer_local::PrivateKeySigner;
 use alloy_primitives::{Address, U256};
+use alloy_signer_local::PrivateKeySigner;
 use serde_json::{Value, json};
 use zerog_chain::{Addresses, ChainClient, ClientOptions, deploy};
 use zerog_devchain::accounts::ACCOUNTS;

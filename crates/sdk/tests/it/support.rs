@@ -2,8 +2,8 @@
 
 use std::sync::{Arc, Mutex};
 
-use alloy_signer_local::PrivateKeySigner;
 use alloy_primitives::{Address, B256, Bytes, U256};
+use alloy_signer_local::PrivateKeySigner;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use zerog_attestation::{EnclaveKeys, Simulated, SimulatedOptions, TeeBackend};
