@@ -146,6 +146,15 @@ impl ChainClient {
         Ok(self)
     }
 
+    /// The same connection with other contracts.
+    #[must_use]
+    pub fn with_addresses(&self, addresses: Addresses) -> Self {
+        Self {
+            addresses,
+            ..self.clone()
+        }
+    }
+
     /// The same connection with a wallet. Call it once per wallet and clone the result: nonces are
     /// counted per returned client and its clones.
     #[must_use]

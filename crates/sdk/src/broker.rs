@@ -238,7 +238,7 @@ pub struct Broker {
     pub fine_tuning: FineTuning,
     /// Chat, API keys and deployed adapters.
     pub inference: Inference,
-    context: Arc<Context>,
+    pub(crate) context: Arc<Context>,
 }
 
 impl Broker {

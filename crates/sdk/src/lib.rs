@@ -37,7 +37,7 @@ pub mod inference;
 pub mod ledger;
 pub mod progress;
 pub mod provider_client;
-mod storage;
+pub mod storage;
 mod transfer;
 pub mod verification;
 pub mod wallet;
@@ -59,6 +59,7 @@ pub use inference::session::{ApiKey, Funding, RequestHeaders, ServiceMetadata};
 pub use inference::verify::ResponseProof;
 pub use ledger::Ledger;
 pub use progress::Progress;
+pub use storage::{Storage, StorageOptions};
 pub use verification::{VerificationReport, VerificationStep};
 
 pub use zerog_attestation::{Assurance, Check, CheckStatus, Level, Requirement, Verdict};

@@ -41,6 +41,23 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// Storing costs more than the caller allows.
+    #[error("storing the file costs {fee} wei, more than the {limit} that were allowed; nothing was paid")]
+    FeeTooHigh {
+        /// The fee.
+        fee: alloy_primitives::U256,
+        /// What was allowed.
+        limit: alloy_primitives::U256,
+    },
+    /// Whom a file shall be encrypted for is no public key.
+    #[error("the recipient is not a secp256k1 public key")]
+    InvalidRecipient,
+    /// The object has no encryption header that fits the key.
+    #[error(
+        "the stored object does not begin with an encryption header that fits this kind of key; \
+        download it without decryption to look at it"
+    )]
+    NotEncrypted,
     /// A node or indexer failed.
     #[error(transparent)]
     Call(#[from] CallError),

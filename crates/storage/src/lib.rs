@@ -6,6 +6,8 @@
 //! speaks the protocol of the public network, so the published clients work with it too.
 
 mod client;
+mod content;
+mod encryption;
 mod error;
 pub mod indexer;
 pub mod merkle;
@@ -15,9 +17,11 @@ mod rpc;
 pub mod rpc_types;
 
 pub use client::{
-    Client, ClientOptions, DownloadOutcome, Endpoint, Phase, Progress, ProgressCallback,
-    UploadCost, UploadOutcome,
+    Client, ClientOptions, DownloadOptions, DownloadOutcome, Endpoint, Phase, Progress,
+    ProgressCallback, UploadCost, UploadOptions, UploadOutcome,
 };
+pub use content::Content;
+pub use encryption::{Decryption, Encryption, decrypt_file};
 pub use error::{CallError, CallFailure, Error};
 pub use merkle::{FileShape, FileTree};
 pub use rpc::{IndexerClient, NodeClient};

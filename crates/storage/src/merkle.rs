@@ -5,19 +5,15 @@
 //! segments only (64 bytes for every 256 KiB of file), which is all that proofs need. Rules and vectors:
 //! `docs/protocol.md`, storage.
 
-use std::{
-    fs::File,
-    io::{self, Read},
-    path::Path,
-    sync::LazyLock,
-};
+use std::{fs::File, io, path::Path, sync::LazyLock};
 
 use alloy_primitives::{B256, Keccak256, keccak256};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use zerog_chain::flow::SubmissionNode;
+use zerog_keccak::{Hash, hash_pairs, hash_sectors};
 
-use crate::Error;
+use crate::{Content, Error};
 
 /// Bytes of a sector, the unit of payment and of leaves.
 pub const SECTOR_BYTES: usize = 256;
@@ -30,8 +26,6 @@ pub const MAX_FILE_BYTES: u64 = 1 << 40;
 
 /// Height of a segment's root above its sectors.
 const SEGMENT_HEIGHT: usize = 10;
-/// Segments read and hashed together; 8 MiB keep all cores busy and bound the memory.
-const SEGMENTS_AT_ONCE: usize = 32;
 
 /// How a file of some size is cut and padded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,7 +110,7 @@ impl FileShape {
 
     /// Root of segment `index` over its transferred bytes.
     pub fn segment_root(&self, index: u64, data: &[u8]) -> B256 {
-        tree_root(segment_leaves(data, self.leaves(index)))
+        B256::new(root_of(segment_leaves(data, self.leaves(index))))
     }
 
     /// Root over the padded segments `start..start + count`, all of them beyond the file.
@@ -156,18 +150,25 @@ pub fn zero_hash(height: usize) -> B256 {
 /// # Panics
 ///
 /// Without leaves.
-pub fn tree_root(mut leaves: Vec<B256>) -> B256 {
-    while leaves.len() > 1 {
-        let pairs = leaves.len() / 2;
-        for pair in 0..pairs {
-            leaves[pair] = parent(leaves[2 * pair], leaves[2 * pair + 1]);
-        }
-        if leaves.len() % 2 == 1 {
-            leaves[pairs] = leaves[2 * pairs];
-        }
-        leaves.truncate(leaves.len().div_ceil(2));
+pub fn tree_root(leaves: Vec<B256>) -> B256 {
+    B256::new(root_of(leaves.into_iter().map(|leaf| leaf.0).collect()))
+}
+
+fn root_of(mut level: Vec<Hash>) -> Hash {
+    while level.len() > 1 {
+        level = level_above(&level);
     }
-    leaves[0]
+    level[0]
+}
+
+/// Parents of the nodes of a level, an unpaired last one being its own.
+fn level_above(level: &[Hash]) -> Vec<Hash> {
+    let (pairs, unpaired) = level.as_chunks::<2>();
+    let pairs = pairs.as_flattened().as_flattened().as_chunks().0;
+    let mut above = vec![[0; 32]; pairs.len()];
+    hash_pairs(pairs, &mut above);
+    above.extend(unpaired);
+    above
 }
 
 /// Root of a file from its submission nodes, as storage nodes compute it from the chain's event.
@@ -199,9 +200,9 @@ pub fn root_of_file(path: &Path) -> Result<B256, Error> {
 pub struct FileTree {
     shape: FileShape,
     /// Segment roots first, the file's root last.
-    levels: Vec<Vec<B256>>,
+    levels: Vec<Vec<Hash>>,
     /// Leaves of the last padded segment: the lowest submission nodes lie within it.
-    last_leaves: Vec<B256>,
+    last_leaves: Vec<Hash>,
 }
 
 impl FileTree {
@@ -221,49 +222,54 @@ impl FileTree {
         if !metadata.is_file() {
             return Err(failed(io::Error::other("not a regular file")));
         }
-        Self::read(FileShape::new(metadata.len())?, file).map_err(failed)
+        Self::read(FileShape::new(metadata.len())?, &file).map_err(failed)
     }
 
-    /// Hashes what `reader` gives, which must be exactly the bytes of `shape`. Memory does not grow with the file.
+    /// Hashes `content`, which must have exactly the size of `shape`. Uses all cores; memory does not grow with the
+    /// content, but for 32 bytes a segment.
     ///
     /// # Errors
     ///
-    /// What the reader fails with, and [`io::ErrorKind::UnexpectedEof`] or [`io::ErrorKind::InvalidData`] when it has
-    /// fewer or more bytes.
-    pub fn read(shape: FileShape, mut reader: impl Read) -> io::Result<Self> {
-        let segments = shape.segments();
-        let mut segment_roots = Vec::with_capacity(shape.padded_segments() as usize);
-        let mut last_leaves = Vec::new();
-        let mut buffer = vec![0; (SEGMENTS_AT_ONCE * SEGMENT_BYTES).min(shape.size as usize)];
-        let mut first = 0;
-        while first < segments {
-            let count = (segments - first).min(SEGMENTS_AT_ONCE as u64);
-            let bytes: usize = (first..first + count)
-                .map(|index| shape.file_bytes(index))
-                .sum();
-            let data = &mut buffer[..bytes];
-            reader.read_exact(data)?;
-            let roots = data
-                .par_chunks(SEGMENT_BYTES)
-                .enumerate()
-                .map(|(offset, segment)| shape.segment_root(first + offset as u64, segment));
-            segment_roots.par_extend(roots);
-            first += count;
-            if first == shape.padded_segments() {
-                let last = data.chunks(SEGMENT_BYTES).next_back().unwrap_or_default();
-                last_leaves = segment_leaves(last, shape.leaves(first - 1));
-            }
-        }
-        if reader.read(&mut [0])? != 0 {
-            return Err(io::Error::new(
+    /// What the content fails with, and [`io::ErrorKind::InvalidData`] when it has another size, before or after.
+    pub fn read(shape: FileShape, content: &(impl Content + ?Sized)) -> io::Result<Self> {
+        let check_size = || match content.size()? {
+            size if size == shape.size => Ok(()),
+            size => Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                "the file grew while it was read",
-            ));
+                format!("it has {size} bytes instead of {}; it changed meanwhile", shape.size),
+            )),
+        };
+        check_size()?;
+        let segments = shape.segments();
+        let last_segment = shape.padded_segments() - 1;
+        // Every worker reads and hashes one segment at a time, so that the bytes are still in its cache.
+        let mut hashed: Vec<(Hash, Vec<Hash>)> = (0..segments)
+            .into_par_iter()
+            .map_init(
+                || vec![0; SEGMENT_BYTES],
+                |buffer, index| {
+                    let data = &mut buffer[..shape.file_bytes(index)];
+                    content.read_exact_at(data, index * SEGMENT_BYTES as u64)?;
+                    let leaves = segment_leaves(data, shape.leaves(index));
+                    let kept = if index == last_segment {
+                        leaves.clone()
+                    } else {
+                        Vec::new()
+                    };
+                    Ok((root_of(leaves), kept))
+                },
+            )
+            .collect::<io::Result<_>>()?;
+        check_size()?;
+        for index in segments..=last_segment {
+            let leaves = vec![zero_hash(0).0; shape.leaves(index)];
+            hashed.push((root_of(leaves.clone()), leaves));
         }
-        for index in segments..shape.padded_segments() {
-            segment_roots.push(shape.segment_root(index, &[]));
-            last_leaves = vec![zero_hash(0); shape.leaves(index)];
-        }
+        let last_leaves = hashed
+            .last_mut()
+            .map(|(_, leaves)| std::mem::take(leaves))
+            .expect("a file has a segment");
+        let segment_roots = hashed.into_iter().map(|(root, _)| root).collect();
         Ok(Self {
             shape,
             levels: levels(segment_roots),
@@ -278,22 +284,22 @@ impl FileTree {
 
     /// The file's root: its name on the network.
     pub fn root(&self) -> B256 {
-        self.levels.last().expect("a file has a segment")[0]
+        B256::new(self.levels.last().expect("a file has a segment")[0])
     }
 
     /// Root of padded segment `index`.
     pub fn segment_root(&self, index: u64) -> B256 {
-        self.levels[0][index as usize]
+        B256::new(self.levels[0][index as usize])
     }
 
     /// The proof that segment `index` belongs to the file.
     pub fn proof(&self, index: u64) -> FileProof {
         let mut position = index as usize;
-        let mut lemma = vec![self.levels[0][position]];
+        let mut lemma = vec![self.segment_root(index)];
         let mut path = Vec::new();
         for level in &self.levels {
             if let Some(sibling) = level.get(position ^ 1) {
-                lemma.push(*sibling);
+                lemma.push(B256::new(*sibling));
                 path.push(position.is_multiple_of(2));
             }
             position /= 2;
@@ -315,14 +321,17 @@ impl FileTree {
             let sectors = 1_u64 << height;
             let root = if sectors >= SEGMENT_SECTORS {
                 let first = (start / SEGMENT_SECTORS) as usize;
-                tree_root(
+                root_of(
                     self.levels[0][first..first + (sectors / SEGMENT_SECTORS) as usize].to_vec(),
                 )
             } else {
                 let first = (start % SEGMENT_SECTORS) as usize;
-                tree_root(self.last_leaves[first..first + sectors as usize].to_vec())
+                root_of(self.last_leaves[first..first + sectors as usize].to_vec())
             };
-            nodes.push(SubmissionNode { root, height });
+            nodes.push(SubmissionNode {
+                root: B256::new(root),
+                height,
+            });
             start += sectors;
         }
         nodes
@@ -443,30 +452,22 @@ fn parent(left: B256, right: B256) -> B256 {
 }
 
 /// Leaves of a segment: its sectors, the last one filled up with zeros, then zero sectors up to `count`.
-fn segment_leaves(data: &[u8], count: usize) -> Vec<B256> {
-    let mut leaves = Vec::with_capacity(count);
+fn segment_leaves(data: &[u8], count: usize) -> Vec<Hash> {
+    let mut leaves = vec![zero_hash(0).0; count];
     let (whole, rest) = data.as_chunks::<SECTOR_BYTES>();
-    leaves.extend(whole.iter().map(keccak256));
+    hash_sectors(whole, &mut leaves[..whole.len()]);
     if !rest.is_empty() {
         let mut sector = [0; SECTOR_BYTES];
         sector[..rest.len()].copy_from_slice(rest);
-        leaves.push(keccak256(sector));
+        leaves[whole.len()] = keccak256(sector).0;
     }
-    leaves.resize(count, zero_hash(0));
     leaves
 }
 
-fn levels(leaves: Vec<B256>) -> Vec<Vec<B256>> {
+fn levels(leaves: Vec<Hash>) -> Vec<Vec<Hash>> {
     let mut levels = vec![leaves];
     while let Some(level) = levels.last().filter(|level| level.len() > 1) {
-        let above = level.chunks(2).map(|pair| {
-            if let [left, right] = pair {
-                parent(*left, *right)
-            } else {
-                pair[0]
-            }
-        });
-        levels.push(above.collect());
+        levels.push(level_above(level));
     }
     levels
 }

@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use alloy_primitives::B256;
+use alloy_primitives::{B256, bytes::Bytes};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use serde_json::value::RawValue;
 
 use crate::{
     CallError, CallFailure, Error,
@@ -15,6 +14,7 @@ use crate::{
 const MAX_ANSWER_BYTES: usize = 64 << 20;
 const ATTEMPTS: u32 = 3;
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+const DOWNLOAD_METHOD: &str = "zgs_downloadSegmentWithProofByTxSeq";
 
 /// One JSON-RPC endpoint.
 #[derive(Clone, Debug)]
@@ -23,13 +23,32 @@ pub(crate) struct JsonRpc {
     url: reqwest::Url,
 }
 
+/// A call whose text is ready. Clones share it.
+#[derive(Clone, Debug)]
+pub(crate) struct EncodedCall {
+    method: &'static str,
+    text: Bytes,
+}
+
+#[derive(Serialize)]
+struct Request<'a, P> {
+    jsonrpc: &'static str,
+    id: u64,
+    method: &'a str,
+    params: &'a P,
+}
+
 #[derive(Deserialize)]
-struct Answer<'a> {
+struct Answer<R> {
     // `null` reads as absent, which is the same for every result of this protocol.
-    #[serde(borrow, default)]
-    result: Option<&'a RawValue>,
+    #[serde(default = "absent")]
+    result: Option<R>,
     #[serde(default)]
     error: Option<AnswerError>,
+}
+
+fn absent<R>() -> Option<R> {
+    None
 }
 
 #[derive(Deserialize)]
@@ -81,13 +100,33 @@ impl JsonRpc {
         method: &'static str,
         parameters: &impl Serialize,
     ) -> Result<R, CallError> {
-        self.try_call(method, parameters)
+        let call = EncodedCall::new(method, parameters);
+        let text = self.answer_text(&call).await?;
+        self.parse(method, &text)
+    }
+
+    /// Sends a call and receives the text of its answer, for [`parse`](Self::parse).
+    pub(crate) async fn answer_text(&self, call: &EncodedCall) -> Result<AnswerText, CallError> {
+        self.exchange(call)
             .await
-            .map_err(|failure| CallError {
-                url: self.origin(),
-                method,
-                failure,
-            })
+            .map_err(|failure| self.failed(call.method, failure))
+    }
+
+    /// Reads the text of an answer. Long ones are work for another thread than the one that talks.
+    pub(crate) fn parse<R: DeserializeOwned>(
+        &self,
+        method: &'static str,
+        text: &AnswerText,
+    ) -> Result<R, CallError> {
+        text.parse().map_err(|failure| self.failed(method, failure))
+    }
+
+    fn failed(&self, method: &'static str, failure: CallFailure) -> CallError {
+        CallError {
+            url: self.origin(),
+            method,
+            failure,
+        }
     }
 
     /// Calls again after failures that may pass. Only for calls that may be repeated, which all of this protocol are.
@@ -110,57 +149,94 @@ impl JsonRpc {
         self.call(method, parameters).await
     }
 
-    async fn try_call<R: DeserializeOwned>(
-        &self,
-        method: &'static str,
-        parameters: &impl Serialize,
-    ) -> Result<R, CallFailure> {
+    async fn exchange(&self, call: &EncodedCall) -> Result<AnswerText, CallFailure> {
         let transport =
             |error: reqwest::Error| CallFailure::Transport(chain_of(&error.without_url()));
-        let request =
-            serde_json::json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": parameters});
         let mut response = self
             .http
             .post(self.url.clone())
-            .json(&request)
+            .header(reqwest::header::CONTENT_TYPE, "application/json")
+            .body(call.text.clone())
             .send()
             .await
             .map_err(transport)?;
-        let status = response.status();
-        let mut body = Vec::new();
+        let announced = response.content_length().unwrap_or_default();
+        let announced = usize::try_from(announced).unwrap_or(MAX_ANSWER_BYTES);
+        let mut bytes = Vec::with_capacity(announced.min(MAX_ANSWER_BYTES));
         while let Some(chunk) = response.chunk().await.map_err(transport)? {
-            if body.len() + chunk.len() > MAX_ANSWER_BYTES {
+            if bytes.len() + chunk.len() > MAX_ANSWER_BYTES {
                 return Err(CallFailure::Malformed("it is too long".to_owned()));
             }
-            body.extend_from_slice(&chunk);
+            bytes.extend_from_slice(&chunk);
         }
-        let answer: Answer<'_> = match serde_json::from_slice(&body) {
+        Ok(AnswerText {
+            status: response.status(),
+            bytes,
+        })
+    }
+}
+
+impl EncodedCall {
+    fn new(method: &'static str, parameters: &impl Serialize) -> Self {
+        let request = Request {
+            jsonrpc: "2.0",
+            id: 1,
+            method,
+            params: parameters,
+        };
+        let text = serde_json::to_vec(&request).expect("parameters are plain data");
+        Self {
+            method,
+            text: text.into(),
+        }
+    }
+}
+
+/// What an endpoint sent back.
+#[derive(Debug)]
+pub(crate) struct AnswerText {
+    status: reqwest::StatusCode,
+    bytes: Vec<u8>,
+}
+
+impl AnswerText {
+    fn parse<R: DeserializeOwned>(&self) -> Result<R, CallFailure> {
+        let answer: Answer<R> = match serde_json::from_slice(&self.bytes) {
             Ok(answer) => answer,
             // Gateways answer with plain text while a node restarts.
-            Err(_) if !status.is_success() => {
-                return Err(CallFailure::Transport(format!("HTTP status {status}")));
+            Err(_) if !self.status.is_success() => {
+                return Err(CallFailure::Transport(format!(
+                    "HTTP status {}",
+                    self.status
+                )));
             }
             Err(error) => return Err(CallFailure::Malformed(error.to_string())),
         };
-        if let Some(AnswerError {
-            code,
-            message,
-            data,
-        }) = answer.error
-        {
-            let data = match data {
-                serde_json::Value::Null => None,
-                serde_json::Value::String(text) => Some(text),
-                other => Some(other.to_string()),
-            };
-            return Err(CallFailure::Refused {
+        match answer {
+            Answer {
+                error:
+                    Some(AnswerError {
+                        code,
+                        message,
+                        data,
+                    }),
+                ..
+            } => Err(CallFailure::Refused {
                 code,
                 message,
-                data,
-            });
+                data: match data {
+                    serde_json::Value::Null => None,
+                    serde_json::Value::String(text) => Some(text),
+                    other => Some(other.to_string()),
+                },
+            }),
+            Answer {
+                result: Some(result),
+                ..
+            } => Ok(result),
+            Answer { result: None, .. } => serde_json::from_str("null")
+                .map_err(|error| CallFailure::Malformed(error.to_string())),
         }
-        serde_json::from_str(answer.result.map_or("null", RawValue::get))
-            .map_err(|error| CallFailure::Malformed(error.to_string()))
     }
 }
 
@@ -252,6 +328,27 @@ impl NodeClient {
             .await
     }
 
+    /// The call that hands segments of a submission over.
+    pub(crate) fn encode_upload(sequence: u64, segments: &[SegmentWithProof]) -> EncodedCall {
+        let method = "zgs_uploadSegmentsByTxSeq";
+        let data_bytes: usize = segments.iter().map(|segment| segment.data.len()).sum();
+        let mut text = Vec::with_capacity(data_bytes / 3 * 4 + 4_096 * (segments.len() + 1));
+        text.extend_from_slice(
+            format!(r#"{{"jsonrpc":"2.0","id":1,"method":"{method}","params":[["#).as_bytes(),
+        );
+        for (position, segment) in segments.iter().enumerate() {
+            if position > 0 {
+                text.push(b',');
+            }
+            segment.write_json(&mut text);
+        }
+        text.extend_from_slice(format!("],{sequence}]}}").as_bytes());
+        EncodedCall {
+            method,
+            text: text.into(),
+        }
+    }
+
     /// Hands segments of a submission over.
     ///
     /// # Errors
@@ -262,11 +359,14 @@ impl NodeClient {
         sequence: u64,
         segments: &[SegmentWithProof],
     ) -> Result<(), CallError> {
+        self.upload_encoded(&Self::encode_upload(sequence, segments))
+            .await
+    }
+
+    pub(crate) async fn upload_encoded(&self, call: &EncodedCall) -> Result<(), CallError> {
+        let text = self.rpc.answer_text(call).await?;
         // Some nodes answer with a number instead of null.
-        let _: serde_json::Value = self
-            .rpc
-            .call("zgs_uploadSegmentsByTxSeq", &(segments, sequence))
-            .await?;
+        let _: serde_json::Value = self.rpc.parse(call.method, &text)?;
         Ok(())
     }
 
@@ -280,9 +380,25 @@ impl NodeClient {
         sequence: u64,
         index: u64,
     ) -> Result<Option<SegmentWithProof>, CallError> {
-        self.rpc
-            .call("zgs_downloadSegmentWithProofByTxSeq", &(sequence, index))
-            .await
+        let text = self.segment_text(sequence, index).await?;
+        self.parse_segment(&text)
+    }
+
+    /// The answer of [`download_segment`](Self::download_segment) before it is read.
+    pub(crate) async fn segment_text(
+        &self,
+        sequence: u64,
+        index: u64,
+    ) -> Result<AnswerText, CallError> {
+        let call = EncodedCall::new(DOWNLOAD_METHOD, &(sequence, index));
+        self.rpc.answer_text(&call).await
+    }
+
+    pub(crate) fn parse_segment(
+        &self,
+        text: &AnswerText,
+    ) -> Result<Option<SegmentWithProof>, CallError> {
+        self.rpc.parse(DOWNLOAD_METHOD, text)
     }
 }
 

@@ -1,7 +1,7 @@
 //! JSON of the storage node and indexer RPC (`docs/protocol.md`, storage).
 
 use alloy_primitives::{Address, B256};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use crate::merkle::FileProof;
 
@@ -30,6 +30,12 @@ impl ShardConfig {
     /// Whether the node keeps the segment with this global index.
     pub fn holds(&self, global_segment: u64) -> bool {
         global_segment % self.num_shard == self.shard_id
+    }
+
+    /// How many of `count` segments from `first` on the node keeps.
+    pub fn held_among(&self, first: u64, count: u64) -> u64 {
+        let below = |end: u64| (end + self.num_shard - 1 - self.shard_id) / self.num_shard;
+        below(first + count) - below(first)
     }
 }
 
@@ -128,6 +134,24 @@ pub struct SegmentWithProof {
     pub file_size: u64,
 }
 
+impl SegmentWithProof {
+    /// Appends the segment as JSON, the same that serde writes, without copying the long text about.
+    pub(crate) fn write_json(&self, text: &mut Vec<u8>) {
+        let Self {
+            root,
+            data,
+            index,
+            proof,
+            file_size,
+        } = self;
+        text.extend_from_slice(format!(r#"{{"root":"{root}","data":""#).as_bytes());
+        base64_bytes::append(data, text);
+        text.extend_from_slice(format!(r#"","index":{index},"proof":"#).as_bytes());
+        serde_json::to_writer(&mut *text, proof).expect("a proof is plain data");
+        text.extend_from_slice(format!(r#","fileSize":{file_size}}}"#).as_bytes());
+    }
+}
+
 /// A node as indexers list it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShardedNode {
@@ -172,24 +196,39 @@ pub enum SequenceOrRoot {
 pub(crate) mod base64_bytes {
     use base64::{Engine as _, engine::general_purpose::STANDARD};
 
-    use super::{Deserialize, Deserializer, Serializer};
+    use super::{Deserializer, Serializer};
 
     pub(crate) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&STANDARD.encode(bytes))
     }
 
+    pub(crate) fn append(bytes: &[u8], text: &mut Vec<u8>) {
+        let start = text.len();
+        text.resize(start + bytes.len().div_ceil(3) * 4, 0);
+        STANDARD
+            .encode_slice(bytes, &mut text[start..])
+            .expect("the place is as long as the text");
+    }
+
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<Vec<u8>, D::Error> {
-        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
-        STANDARD
-            .decode(text.as_bytes())
-            .map_err(super::invalid_base64)
-    }
-}
+        struct Text;
+        impl serde::de::Visitor<'_> for Text {
+            type Value = Vec<u8>;
 
-fn invalid_base64<E: serde::de::Error>(error: base64::DecodeError) -> E {
-    E::custom(format!("invalid base64: {error}"))
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("base64 text")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Vec<u8>, E> {
+                STANDARD
+                    .decode(text)
+                    .map_err(|error| E::custom(format!("invalid base64: {error}")))
+            }
+        }
+        deserializer.deserialize_str(Text)
+    }
 }
 
 /// A bare segment: base64 text.
@@ -204,8 +243,6 @@ impl Serialize for Segment {
 
 impl<'de> Deserialize<'de> for Segment {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        base64_bytes::deserialize(deserializer)
-            .map(Self)
-            .map_err(D::Error::custom)
+        base64_bytes::deserialize(deserializer).map(Self)
     }
 }

@@ -2,33 +2,46 @@
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
-    io::{Seek, SeekFrom},
-    os::unix::fs::FileExt,
+    io::{self, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use alloy_primitives::B256;
+use alloy_primitives::{B256, keccak256};
 use futures::{StreamExt, stream};
 use parking_lot::Mutex;
 use zerog_chain::flow::SubmissionNode;
 
 use super::{Client, Patience, Peer, Phase, Progress, ProgressCallback, upload::blocking};
 use crate::{
-    Error, FileShape, FileTree,
-    merkle::{SEGMENT_BYTES, SEGMENT_SECTORS, check_segment, root_of_file, root_of_nodes},
+    CallError, Content, Decryption, Error, FileShape, FileTree,
+    content::{sync_directory, write_all_at},
+    decrypt_file,
+    merkle::{InvalidSegment, SEGMENT_BYTES, SEGMENT_SECTORS, check_segment, root_of_file, root_of_nodes},
+    rpc::AnswerText,
     rpc_types::FileInfo,
 };
 
 /// How often all nodes are asked for a segment before the download gives up.
 const ROUNDS: usize = 3;
 
+/// A download call moves one segment, an upload call several; so more downloads go side by side.
+const DOWNLOADS_PER_UPLOAD: usize = 2;
+
+/// How a file is fetched.
+#[derive(Clone, Debug, Default)]
+pub struct DownloadOptions {
+    /// Bytes of the stored file, where they are known from elsewhere. The root binds the content up to zeros at the end,
+    /// so where these matter the size must come with it.
+    pub size: Option<u64>,
+    /// Decrypt what was fetched.
+    pub decryption: Option<Decryption>,
+}
+
 /// A fetched file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DownloadOutcome {
-    /// The file's root.
-    pub root: B256,
-    /// Bytes of the file.
+    /// Bytes of the stored file.
     pub size: u64,
     /// Bytes that came from an earlier attempt, or the whole size when the target was already there.
     pub resumed_bytes: u64,
@@ -50,93 +63,109 @@ impl Client {
         destination: &Path,
         progress: ProgressCallback<'_>,
     ) -> Result<DownloadOutcome, Error> {
-        self.download(root, None, destination, progress).await
+        self.download(&[root], &DownloadOptions::default(), destination, progress)
+            .await
     }
 
-    /// As [`download_file`](Self::download_file), for a file whose size is known from elsewhere. The root binds the
-    /// content up to zeros at the end, so where these matter the size must come with it.
+    /// As [`download_file`](Self::download_file), with options, and for a file that was cut into several objects, whose
+    /// roots come in the order of the file.
     ///
     /// # Errors
     ///
-    /// Also [`Error::SizeMismatch`].
-    pub async fn download_file_of_size(
+    /// Also [`Error::SizeMismatch`] and [`Error::NotEncrypted`]. [`Error::NotFound`] without a root.
+    pub async fn download(
         &self,
-        root: B256,
-        size: u64,
+        roots: &[B256],
+        options: &DownloadOptions,
         destination: &Path,
         progress: ProgressCallback<'_>,
     ) -> Result<DownloadOutcome, Error> {
-        self.download(root, Some(size), destination, progress).await
-    }
-
-    async fn download(
-        &self,
-        root: B256,
-        size: Option<u64>,
-        destination: &Path,
-        progress: ProgressCallback<'_>,
-    ) -> Result<DownloadOutcome, Error> {
-        if let Some(present) = existing(destination, root, size).await? {
+        let is_plain = options.decryption.is_none();
+        // One file that is there already is recognised without asking anybody.
+        if let ([root], true) = (roots, is_plain)
+            && let Some(size) = existing(destination, *root, options.size).await?
+        {
             return Ok(DownloadOutcome {
-                root,
-                size: present,
-                resumed_bytes: present,
+                size,
+                resumed_bytes: size,
             });
         }
-        let plan = self.plan(root, size).await?;
-        let size = plan.shape.size();
-        let partial = Partial::open(destination, root, plan.shape)?;
-        let resumed_bytes = partial.complete_segments * SEGMENT_BYTES as u64;
+        let mut plans = Vec::with_capacity(roots.len());
+        for root in roots {
+            let size = options.size.filter(|_| roots.len() == 1);
+            plans.push(self.plan(*root, size).await?);
+        }
+        let plans = Plans::new(plans)?;
+        if let Some(expected) = options.size.filter(|size| *size != plans.length) {
+            return Err(Error::SizeMismatch {
+                root: plans.name(),
+                found: plans.length,
+                expected,
+            });
+        }
+        if destination.exists() {
+            let same = is_plain && plans.has_content_of(destination).await?;
+            return if same {
+                Ok(DownloadOutcome {
+                    size: plans.length,
+                    resumed_bytes: plans.length,
+                })
+            } else {
+                Err(Error::DestinationExists {
+                    path: destination.to_owned(),
+                })
+            };
+        }
+        let partial = Partial::open(destination, &plans)?;
+        let resumed_bytes = partial.complete_bytes;
         let report = |done_bytes| {
             progress(Progress {
                 phase: Phase::Transferring,
                 done_bytes,
-                total_bytes: size,
+                total_bytes: plans.length,
             })
         };
-        let partial = self.fetch(&plan, partial, &report).await?;
-        let partial = match partial.finish(root).await? {
-            Ok(()) => {
-                return Ok(DownloadOutcome {
-                    root,
-                    size,
-                    resumed_bytes,
-                });
-            }
+        let decryption = options.decryption.as_ref();
+        let outcome = |resumed_bytes| DownloadOutcome {
+            size: plans.length,
+            resumed_bytes,
+        };
+        let partial = self.fetch(&plans, partial, &report).await?;
+        let partial = match partial.finish(&plans, decryption).await? {
+            Ok(()) => return Ok(outcome(resumed_bytes)),
             // What an earlier attempt left was not what it had verified. Start afresh once.
             Err((partial, _)) if resumed_bytes > 0 => partial,
-            Err((_, found)) => return Err(Error::RootMismatch { root, found }),
+            Err((_, error)) => return Err(error),
         };
-        tracing::warn!(%root, "the partial download was damaged; starting afresh");
-        let partial = self.fetch(&plan, partial, &report).await?;
-        match partial.finish(root).await? {
-            Ok(()) => Ok(DownloadOutcome {
-                root,
-                size,
-                resumed_bytes: 0,
-            }),
-            Err((_, found)) => Err(Error::RootMismatch { root, found }),
+        tracing::warn!(root = %plans.name(), "the partial download was damaged; starting afresh");
+        let partial = self.fetch(&plans, partial, &report).await?;
+        match partial.finish(&plans, decryption).await? {
+            Ok(()) => Ok(outcome(0)),
+            Err((_, error)) => Err(error),
         }
     }
 
     /// Fetches what the partial file lacks, several segments at a time, written in order.
     async fn fetch(
         &self,
-        plan: &Plan,
+        plans: &Plans,
         mut partial: Partial,
         report: &(impl Fn(u64) + Sync),
     ) -> Result<Partial, Error> {
-        let missing = partial.complete_segments..plan.shape.segments();
-        let mut done = partial.complete_segments * SEGMENT_BYTES as u64;
-        report(done);
+        report(partial.complete_bytes);
+        let start = partial.complete_bytes;
+        let missing = plans
+            .units()
+            .skip_while(|unit| unit.offset + unit.bytes as u64 <= start);
         let mut segments = stream::iter(missing)
-            .map(|index| async move { (index, self.fetch_segment(plan, index).await) })
-            .buffered(self.options.parallel_calls.max(1));
-        while let Some((index, data)) = segments.next().await {
-            let data = data?;
-            done += data.len() as u64;
-            partial = partial.write(index, data).await?;
-            report(done);
+            .map(|unit| async move {
+                let data = self.fetch_segment(&plans.parts[unit.part], unit.index).await;
+                (unit, data)
+            })
+            .buffered(self.options.parallel_calls.max(1) * DOWNLOADS_PER_UPLOAD);
+        while let Some((unit, data)) = segments.next().await {
+            partial = partial.write(&unit, data?).await?;
+            report(partial.complete_bytes);
         }
         Ok(partial)
     }
@@ -165,34 +194,28 @@ impl Client {
                     ));
                     continue;
                 }
-                match peer.node.download_segment(plan.sequence, index).await {
-                    Ok(Some(segment)) => {
-                        let checked = segment.index == index && segment.root == plan.root;
-                        let proven = check_segment(
-                            plan.shape,
-                            plan.root,
-                            index,
-                            &segment.data,
-                            &segment.proof,
-                        );
-                        match proven {
-                            Ok(()) if checked => {
-                                let mut data = segment.data;
-                                data.truncate(plan.shape.file_bytes(index));
-                                return Ok(data);
-                            }
-                            result => {
-                                let reason = result
-                                    .err()
-                                    .map_or("wrong segment".to_owned(), |error| error.to_string());
-                                tracing::warn!(node = %peer.node.origin(), index, reason, "a node delivers false data");
-                                plan.distrusted.lock().push(number);
-                                failures.push(format!("{}: {reason}", peer.node.origin()));
-                            }
-                        }
+                let text = match peer.node.segment_text(plan.sequence, index).await {
+                    Ok(text) => text,
+                    Err(error) => {
+                        failures.push(error.to_string());
+                        continue;
                     }
-                    Ok(None) => failures.push(format!("{} does not have it", peer.node.origin())),
-                    Err(error) => failures.push(error.to_string()),
+                };
+                let (node, shape, root) = (peer.node.clone(), plan.shape, plan.root);
+                // Decoding and hashing are work for another thread than the one that talks.
+                let arrival =
+                    blocking(move || Ok(Arrival::of(&node, &text, shape, root, index))).await?;
+                match arrival {
+                    Arrival::Proven(data) => return Ok(data),
+                    Arrival::False(reason) => {
+                        tracing::warn!(node = %peer.node.origin(), index, reason, "a node delivers false data");
+                        plan.distrusted.lock().push(number);
+                        failures.push(format!("{}: {reason}", peer.node.origin()));
+                    }
+                    Arrival::Absent => {
+                        failures.push(format!("{} does not have it", peer.node.origin()))
+                    }
+                    Arrival::Failed(error) => failures.push(error.to_string()),
                 }
             }
         }
@@ -287,6 +310,149 @@ fn consistent_shape(info: &FileInfo, root: B256) -> Option<FileShape> {
         .then_some(shape)
 }
 
+/// What a node sent for a segment.
+enum Arrival {
+    Proven(Vec<u8>),
+    False(String),
+    Absent,
+    Failed(CallError),
+}
+
+impl Arrival {
+    fn of(
+        node: &crate::NodeClient,
+        text: &AnswerText,
+        shape: FileShape,
+        root: B256,
+        index: u64,
+    ) -> Self {
+        let segment = match node.parse_segment(text) {
+            Ok(Some(segment)) => segment,
+            Ok(None) => return Self::Absent,
+            Err(error) => return Self::Failed(error),
+        };
+        if segment.index != index || segment.root != root {
+            return Self::False("wrong segment".to_owned());
+        }
+        let proven: Result<(), InvalidSegment> =
+            check_segment(shape, root, index, &segment.data, &segment.proof);
+        match proven {
+            Ok(()) => {
+                let mut data = segment.data;
+                data.truncate(shape.file_bytes(index));
+                Self::Proven(data)
+            }
+            Err(error) => Self::False(error.to_string()),
+        }
+    }
+}
+
+/// One object after the other, as they make up the file.
+struct Plans {
+    parts: Vec<Plan>,
+    length: u64,
+}
+
+/// A segment to be fetched.
+#[derive(Clone, Copy)]
+struct Unit {
+    part: usize,
+    index: u64,
+    /// Where it begins in the file.
+    offset: u64,
+    bytes: usize,
+}
+
+impl Plans {
+    fn new(parts: Vec<Plan>) -> Result<Self, Error> {
+        if parts.is_empty() {
+            return Err(Error::NotFound { root: B256::ZERO });
+        }
+        let length = parts.iter().map(|part| part.shape.size()).sum();
+        Ok(Self { parts, length })
+    }
+
+    /// What names the file: its root, or the hash of the roots of its parts.
+    fn name(&self) -> B256 {
+        match &self.parts[..] {
+            [part] => part.root,
+            parts => {
+                let roots: Vec<u8> = parts.iter().flat_map(|part| part.root.0).collect();
+                keccak256(roots)
+            }
+        }
+    }
+
+    /// All segments in the order of the file.
+    fn units(&self) -> impl Iterator<Item = Unit> + Send + '_ {
+        let mut start = 0;
+        self.parts.iter().enumerate().flat_map(move |(part, plan)| {
+            let part_start = start;
+            start += plan.shape.size();
+            (0..plan.shape.segments()).map(move |index| Unit {
+                part,
+                index,
+                offset: part_start + index * SEGMENT_BYTES as u64,
+                bytes: plan.shape.file_bytes(index),
+            })
+        })
+    }
+
+    /// Position, shape and root of each part.
+    fn ranges(&self) -> Vec<(u64, FileShape, B256)> {
+        let mut start = 0;
+        self.parts
+            .iter()
+            .map(|part| {
+                let range = (start, part.shape, part.root);
+                start += part.shape.size();
+                range
+            })
+            .collect()
+    }
+
+    async fn has_content_of(&self, path: &Path) -> Result<bool, Error> {
+        let (path, length, ranges) = (path.to_owned(), self.length, self.ranges());
+        blocking(move || {
+            let failed = |source| Error::File {
+                path: path.clone(),
+                source,
+            };
+            let file = File::open(&path).map_err(failed)?;
+            let metadata = file.metadata().map_err(failed)?;
+            if !metadata.is_file() || metadata.len() != length {
+                return Ok(false);
+            }
+            Ok(first_mismatch(&file, &ranges).map_err(failed)?.is_none())
+        })
+        .await
+    }
+}
+
+/// The expected and the found root of the first part that is not what it should be.
+fn first_mismatch(
+    file: &File,
+    ranges: &[(u64, FileShape, B256)],
+) -> io::Result<Option<(B256, B256)>> {
+    struct Range<'a>(&'a File, u64, u64);
+    impl Content for Range<'_> {
+        fn size(&self) -> io::Result<u64> {
+            Ok(self.2)
+        }
+
+        fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+            self.0.read_exact_at(buffer, self.1 + offset)
+        }
+    }
+    for (start, shape, root) in ranges {
+        let found = FileTree::read(*shape, &Range(file, *start, shape.size()))?.root();
+        if found != *root {
+            return Ok(Some((*root, found)));
+        }
+    }
+    Ok(None)
+}
+
 /// The size of the target if it already has the root.
 async fn existing(destination: &Path, root: B256, size: Option<u64>) -> Result<Option<u64>, Error> {
     let path = destination.to_owned();
@@ -314,13 +480,12 @@ struct Partial {
     file: Arc<File>,
     path: PathBuf,
     destination: PathBuf,
-    shape: FileShape,
-    /// Segments at its beginning that are there.
-    complete_segments: u64,
+    /// Bytes at its beginning that are there, up to the end of a segment.
+    complete_bytes: u64,
 }
 
 impl Partial {
-    fn open(destination: &Path, root: B256, shape: FileShape) -> Result<Self, Error> {
+    fn open(destination: &Path, plans: &Plans) -> Result<Self, Error> {
         let name = destination
             .file_name()
             .map(|name| name.to_string_lossy().into_owned())
@@ -333,8 +498,8 @@ impl Partial {
         // Root and size are part of the name, so that a partial file can only ever be continued with the same file.
         let path = directory.join(format!(
             ".{name}.{:.16}-{}.part",
-            alloy_primitives::hex::encode(root),
-            shape.size()
+            alloy_primitives::hex::encode(plans.name()),
+            plans.length
         ));
         let failed = |source| Error::File {
             path: path.clone(),
@@ -353,72 +518,100 @@ impl Partial {
             Err(TryLockError::Error(source)) => return Err(Error::File { path, source }),
         }
         let length = file.seek(SeekFrom::End(0)).map_err(failed)?;
-        let complete_segments = if length >= shape.size() {
-            // Only the last check was missing.
-            file.set_len(shape.size()).map_err(failed)?;
-            shape.segments()
-        } else {
-            length / SEGMENT_BYTES as u64
-        };
+        if length > plans.length {
+            file.set_len(plans.length).map_err(failed)?;
+        }
+        let complete_bytes = plans
+            .units()
+            .map(|unit| unit.offset + unit.bytes as u64)
+            .take_while(|end| *end <= length)
+            .last()
+            .unwrap_or_default();
         Ok(Self {
             file: Arc::new(file),
             path,
             destination: destination.to_owned(),
-            shape,
-            complete_segments,
+            complete_bytes,
         })
     }
 
-    async fn write(mut self, index: u64, data: Vec<u8>) -> Result<Self, Error> {
+    async fn write(mut self, unit: &Unit, data: Vec<u8>) -> Result<Self, Error> {
         debug_assert_eq!(
-            index, self.complete_segments,
+            unit.offset, self.complete_bytes,
             "segments are written in order"
         );
-        let (file, path) = (Arc::clone(&self.file), self.path.clone());
+        let (file, path, offset) = (Arc::clone(&self.file), self.path.clone(), unit.offset);
         blocking(move || {
-            file.write_all_at(&data, index * SEGMENT_BYTES as u64)
-                .map_err(|source| Error::File { path, source })
+            write_all_at(&file, &data, offset).map_err(|source| Error::File { path, source })
         })
         .await?;
-        self.complete_segments = index + 1;
+        self.complete_bytes = unit.offset + unit.bytes as u64;
         Ok(self)
     }
 
-    /// Checks the whole file from the disk and puts it in place; or gives the emptied file back, with the root that it
-    /// had.
-    async fn finish(self, root: B256) -> Result<Result<(), (Self, B256)>, Error> {
+    /// Checks the whole file from the disk and puts it in place, decrypted if wished; or gives the emptied file back,
+    /// with what was wrong.
+    async fn finish(
+        self,
+        plans: &Plans,
+        decryption: Option<&Decryption>,
+    ) -> Result<Result<(), (Self, Error)>, Error> {
+        let (ranges, decryption) = (plans.ranges(), decryption.cloned());
         blocking(move || {
             let failed = |source| Error::File {
                 path: self.path.clone(),
                 source,
             };
-            let mut reader = &*self.file;
-            reader.rewind().map_err(failed)?;
-            let found = FileTree::read(self.shape, reader).map_err(failed)?.root();
-            if found != root {
+            if let Some((root, found)) = first_mismatch(&self.file, &ranges).map_err(failed)? {
                 self.file.set_len(0).map_err(failed)?;
-                return Ok(Err((
-                    Self {
-                        complete_segments: 0,
-                        ..self
-                    },
-                    found,
-                )));
+                let emptied = Self {
+                    complete_bytes: 0,
+                    ..self
+                };
+                return Ok(Err((emptied, Error::RootMismatch { root, found })));
             }
-            self.file.sync_all().map_err(failed)?;
+            let complete = match decryption {
+                None => self.path.clone(),
+                Some(key) => self.decrypted(&key)?,
+            };
+            if complete == self.path {
+                self.file.sync_all().map_err(failed)?;
+            }
             // Linking instead of renaming would not replace a file that appeared meanwhile, but not every file system
             // can link; the target was absent when the download began.
-            fs::rename(&self.path, &self.destination).map_err(failed)?;
+            fs::rename(&complete, &self.destination).map_err(failed)?;
+            if complete != self.path {
+                fs::remove_file(&self.path).map_err(failed)?;
+            }
             let directory = directory_of(&self.destination);
-            File::open(directory)
-                .and_then(|directory| directory.sync_all())
-                .map_err(|source| Error::File {
-                    path: directory.to_owned(),
-                    source,
-                })?;
+            sync_directory(directory).map_err(|source| Error::File {
+                path: directory.to_owned(),
+                source,
+            })?;
             Ok(Ok(()))
         })
         .await
+    }
+
+    /// The plaintext in a file of its own, on the disk. The ciphertext stays until the end, for another key.
+    fn decrypted(&self, key: &Decryption) -> Result<PathBuf, Error> {
+        let path = self.path.with_extension("plain");
+        let failed = |source| Error::File {
+            path: path.clone(),
+            source,
+        };
+        let decrypt = || {
+            let mut plain = File::create(&path).map_err(failed)?;
+            decrypt_file(&self.path, &mut plain, key)?;
+            plain.flush().and_then(|()| plain.sync_all()).map_err(failed)
+        };
+        match decrypt() {
+            Ok(()) => Ok(path.clone()),
+            Err(error) => {
+                let _ = fs::remove_file(&path);
+                Err(error)
+            }
+        }
     }
 }
 

@@ -6,18 +6,18 @@ mod upload;
 
 use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
-use alloy_primitives::B256;
+use alloy_primitives::{Address, B256};
 use parking_lot::Mutex;
 
-pub use download::DownloadOutcome;
+pub use download::{DownloadOptions, DownloadOutcome};
 #[cfg(feature = "node")]
 pub(crate) use upload::blocking;
-pub use upload::{UploadCost, UploadOutcome};
+pub use upload::{UploadCost, UploadOptions, UploadOutcome};
 
 use crate::{
     CallError, Error, IndexerClient, NodeClient,
     indexer::{Preference, select_covering},
-    rpc_types::{ShardConfig, ShardedNode},
+    rpc_types::{NetworkIdentity, ShardConfig, ShardedNode},
 };
 
 /// Where the network is entered.
@@ -39,13 +39,15 @@ pub struct ClientOptions {
     pub journal_dir: Option<PathBuf>,
     /// Nodes that shall keep each segment.
     pub replicas: u32,
+    /// Which nodes an upload prefers.
+    pub preference: Preference,
     /// Longest wait for the answer to one call.
     pub request_timeout: Duration,
     /// Longest wait for nodes to see a paid submission.
     pub sync_timeout: Duration,
     /// Longest wait for nodes to finalize a file that was uploaded completely.
     pub finality_timeout: Duration,
-    /// Time between two looks while waiting; by default 50 ms, growing to 1 s.
+    /// Time between two looks while waiting; by default 10 ms, growing to 1 s.
     pub poll_interval: Duration,
     /// Calls that move segments at the same time, each with up to [`segments_per_call`](Self::segments_per_call).
     pub parallel_calls: usize,
@@ -69,11 +71,12 @@ impl ClientOptions {
             endpoint,
             journal_dir: None,
             replicas: 1,
+            preference: Preference::FewShards,
             request_timeout: Duration::from_secs(30),
             sync_timeout: Duration::from_secs(180),
             finality_timeout: Duration::from_secs(180),
-            poll_interval: Duration::from_millis(50),
-            parallel_calls: 4,
+            poll_interval: Duration::from_millis(10),
+            parallel_calls: 8,
             segments_per_call: 4,
         }
     }
@@ -148,6 +151,29 @@ impl Client {
         })
     }
 
+    /// The chain and the Flow contract that the nodes of an upload serve.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Call`], [`Error::NoCoverage`]; [`Error::WrongChain`] and [`Error::WrongFlow`] when they do not agree.
+    pub async fn network_identity(&self) -> Result<NetworkIdentity, Error> {
+        let mut agreed: Option<NetworkIdentity> = None;
+        for peer in self.covering_peers(&[]).await? {
+            let identity = peer.node.status().await?.network_identity;
+            let expected = agreed.get_or_insert_with(|| identity.clone());
+            expect_network(
+                &peer,
+                &identity,
+                expected.chain_id,
+                expected.flow_address,
+            )?;
+        }
+        agreed.ok_or_else(|| Error::NoCoverage {
+            offered: 0,
+            failures: Vec::new(),
+        })
+    }
+
     /// Nodes that together keep every segment, without those in `dropped`.
     async fn covering_peers(&self, dropped: &[String]) -> Result<Vec<Peer>, Error> {
         let mut failures = Vec::new();
@@ -176,7 +202,7 @@ impl Client {
             .filter(|node| !dropped.contains(&node.url))
             .cloned()
             .collect();
-        let selected = select_covering(&candidates, self.options.replicas, Preference::FewShards)
+        let selected = select_covering(&candidates, self.options.replicas, self.options.preference)
             .ok_or(Error::NoCoverage {
             offered: candidates.len(),
             failures,
@@ -228,6 +254,30 @@ impl Client {
             (None, Endpoint::Indexer(_)) => Ok(Vec::new()),
         }
     }
+}
+
+/// Refuses a node of another chain or Flow contract.
+fn expect_network(
+    peer: &Peer,
+    identity: &NetworkIdentity,
+    chain_id: u64,
+    flow_address: Address,
+) -> Result<(), Error> {
+    if identity.chain_id != chain_id {
+        return Err(Error::WrongChain {
+            url: peer.node.origin(),
+            found: identity.chain_id,
+            expected: chain_id,
+        });
+    }
+    if identity.flow_address != flow_address {
+        return Err(Error::WrongFlow {
+            url: peer.node.origin(),
+            found: identity.flow_address,
+            expected: flow_address,
+        });
+    }
+    Ok(())
 }
 
 /// Waiting with growing pauses until a deadline.

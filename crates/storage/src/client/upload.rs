@@ -1,9 +1,7 @@
 //! Upload: root, payment only where needed, segments with proofs, finality.
 
 use std::{
-    fs::File,
-    os::unix::fs::FileExt,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -11,17 +9,19 @@ use std::{
     time::Duration,
 };
 
-use alloy_primitives::{B256, Bytes, U256};
+use alloy_primitives::{Address, B256, Bytes, U256};
 use futures::{StreamExt, TryStreamExt, stream};
 use zerog_chain::{ChainClient, ChainError, PreparedTransaction, calls, flow::Submission};
 
 use super::{
-    Client, Patience, Peer, Phase, Progress, ProgressCallback,
+    Client, NodeClient, Patience, Peer, Phase, Progress, ProgressCallback, expect_network,
     journal::{Journal, Key, Payment},
 };
 use crate::{
-    CallError, Error, FileTree,
-    merkle::{SEGMENT_BYTES, SEGMENT_SECTORS},
+    CallError, Content, Encryption, Error, FileShape, FileTree,
+    content::StoredObject,
+    merkle::{SECTOR_BYTES, SEGMENT_BYTES, SEGMENT_SECTORS},
+    rpc::EncodedCall,
     rpc_types::{FileInfo, SegmentWithProof},
 };
 
@@ -32,6 +32,22 @@ const REPRICINGS: usize = 5;
 /// A node that is busy writing gets this many further calls, with pauses growing to ten seconds.
 const BUSY_RETRIES: u32 = 12;
 const MAX_BUSY_PAUSE: Duration = Duration::from_secs(10);
+
+/// How a file is stored.
+#[derive(Clone, Debug, Default)]
+pub struct UploadOptions {
+    /// Encrypt it first.
+    pub encryption: Option<Encryption>,
+    /// Cut it into objects of at most this many bytes, each with its own root and payment; rounded up to a power of two,
+    /// at least 256. Without it the file is one object, whatever its size.
+    pub fragment_bytes: Option<u64>,
+    /// Opaque bytes in the submission; they do not influence the root.
+    pub tags: Bytes,
+    /// Whom the submission names as its submitter; the paying wallet by default.
+    pub submitter: Option<Address>,
+    /// Refuse when an object costs more than this many wei, without gas.
+    pub max_fee: Option<U256>,
+}
 
 /// What storing a file would cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,9 +84,11 @@ impl Client {
     ///
     /// [`Error::File`], [`Error::EmptyFile`], [`Error::Chain`].
     pub async fn upload_cost(&self, path: &Path, chain: &ChainClient) -> Result<UploadCost, Error> {
-        let tree = hash(path).await?;
+        let path = path.to_owned();
+        let tree = blocking(move || FileTree::of_file(&path)).await?;
         let submitter = chain.wallet_address().unwrap_or_default();
-        let fee = chain.flow()?.fee(&submission(&tree, submitter)).await?;
+        let submission = submission(&tree, Bytes::new(), submitter);
+        let fee = chain.flow()?.fee(&submission).await?;
         Ok(UploadCost {
             root: tree.root(),
             sectors: tree.shape().padded_sectors(),
@@ -78,7 +96,7 @@ impl Client {
         })
     }
 
-    /// Stores the file at `path` and returns when the network calls it finalized.
+    /// Stores the file at `path` as it is, in one object, and returns when the network calls it finalized.
     ///
     /// Nothing is paid when the network already has a submission with this root and size, from whomever, nor when an
     /// earlier upload paid and was interrupted. Files are sent segment by segment; memory does not grow with them.
@@ -96,22 +114,69 @@ impl Client {
         chain: &ChainClient,
         progress: ProgressCallback<'_>,
     ) -> Result<UploadOutcome, Error> {
-        let total_bytes = tokio::fs::metadata(path)
-            .await
-            .map_err(|source| Error::File {
-                path: path.to_owned(),
-                source,
-            })?
-            .len();
-        let report = |phase, done_bytes| {
-            progress(Progress {
-                phase,
-                done_bytes,
-                total_bytes,
-            })
+        let outcomes = self
+            .upload(path, &UploadOptions::default(), chain, progress)
+            .await?;
+        Ok(outcomes
+            .into_iter()
+            .next()
+            .expect("a file that is not cut is one object"))
+    }
+
+    /// As [`upload_file`](Self::upload_file), with options; one outcome for each object, in the order of the file.
+    ///
+    /// # Errors
+    ///
+    /// Also [`Error::InvalidRecipient`] and [`Error::FeeTooHigh`].
+    pub async fn upload(
+        &self,
+        path: &Path,
+        options: &UploadOptions,
+        chain: &ChainClient,
+        progress: ProgressCallback<'_>,
+    ) -> Result<Vec<UploadOutcome>, Error> {
+        let objects = {
+            let (path, options) = (path.to_owned(), options.clone());
+            blocking(move || objects(&path, &options)).await?
         };
+        let total_bytes = objects.iter().map(StoredObject::length).sum();
+        let mut before = 0;
+        let mut outcomes = Vec::with_capacity(objects.len());
+        for object in objects {
+            let report = |phase, done_bytes| {
+                progress(Progress {
+                    phase,
+                    done_bytes: before + done_bytes,
+                    total_bytes,
+                })
+            };
+            let length = object.length();
+            let outcome = self.upload_object(object, options, chain, &report).await?;
+            outcomes.push(outcome);
+            before += length;
+        }
+        Ok(outcomes)
+    }
+
+    async fn upload_object(
+        &self,
+        object: StoredObject,
+        options: &UploadOptions,
+        chain: &ChainClient,
+        report: &(impl Fn(Phase, u64) + Sync),
+    ) -> Result<UploadOutcome, Error> {
         report(Phase::Hashing, 0);
-        let tree = Arc::new(hash(path).await?);
+        let source = Arc::new(blocking(move || Source::new(object)).await?);
+        let tree = &source.tree;
+        let submitter = options
+            .submitter
+            .or_else(|| chain.wallet_address())
+            .unwrap_or_default();
+        let wanted = Wanted {
+            submission: submission(tree, options.tags.clone(), submitter),
+            root: tree.root(),
+            max_fee: options.max_fee,
+        };
         let flow = chain.flow()?.address();
         let key = Key {
             chain_id: chain.chain_id(),
@@ -132,23 +197,24 @@ impl Client {
                     Some(paid) => paid,
                     None => {
                         check_network(&peers, chain).await?;
-                        *submission
-                            .insert(find_or_pay(&tree, &peers, chain, &mut journal, &report).await?)
+                        *submission.insert(
+                            find_or_pay(&wanted, &peers, chain, &mut journal, report).await?,
+                        )
                     }
                 };
                 if !paid.finalized {
-                    self.store(path, &tree, &peers, paid, &report).await?;
+                    self.store(&source, &peers, paid, report).await?;
                 }
                 Ok(paid)
             };
             match result.await {
                 Ok(paid) => {
-                    report(Phase::Finalizing, total_bytes);
+                    report(Phase::Finalizing, key.size);
                     let payment = journal.payment().cloned();
                     journal.close();
                     return Ok(UploadOutcome {
-                        root: tree.root(),
-                        size: total_bytes,
+                        root: key.root,
+                        size: key.size,
                         sequence: paid.sequence,
                         already_present: payment.is_none(),
                         tx_hash: payment.as_ref().map(|payment| payment.hash),
@@ -179,26 +245,17 @@ impl Client {
     /// Waits until the nodes know the submission, uploads what they lack, waits until they finalize it.
     async fn store(
         &self,
-        path: &Path,
-        tree: &Arc<FileTree>,
+        source: &Arc<Source>,
         peers: &[Peer],
         paid: PaidSubmission,
         report: &(impl Fn(Phase, u64) + Sync),
     ) -> Result<(), Error> {
         report(Phase::Syncing, 0);
+        let tree = &source.tree;
         let mut infos = Vec::with_capacity(peers.len());
         for peer in peers {
             infos.push(self.wait_for_submission(tree, peer, paid).await?);
         }
-        let file = File::open(path).map_err(|source| Error::File {
-            path: path.to_owned(),
-            source,
-        })?;
-        let source = Arc::new(Source {
-            file,
-            path: path.to_owned(),
-            tree: Arc::clone(tree),
-        });
         let tasks = self.tasks(tree, peers, &infos);
         let total: u64 = tree.shape().size();
         let replicas = tasks
@@ -210,11 +267,20 @@ impl Client {
         report(Phase::Transferring, 0);
         stream::iter(tasks)
             .map(|task| {
-                let (source, done) = (Arc::clone(&source), &done);
+                let (source, done) = (Arc::clone(source), &done);
                 async move {
                     let bytes = task.bytes(&source.tree);
-                    let segments = source.read(task.indices).await?;
-                    upload_patiently(&peers[task.peer], paid.sequence, &segments).await?;
+                    // Reading, checking and encoding are work for other threads than the one that talks.
+                    let call = blocking(move || {
+                        let segments: Vec<SegmentWithProof> = task
+                            .indices
+                            .into_iter()
+                            .map(|index| source.segment(index))
+                            .collect::<Result<_, _>>()?;
+                        Ok(NodeClient::encode_upload(paid.sequence, &segments))
+                    })
+                    .await?;
+                    upload_patiently(&peers[task.peer], &call).await?;
                     let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
                     // With several replicas more bytes move than the file has; the report stays in file bytes.
                     report(
@@ -337,40 +403,52 @@ impl Task {
     }
 }
 
-/// The file being uploaded.
+/// The objects that a file is stored as. Blocking.
+fn objects(path: &Path, options: &UploadOptions) -> Result<Vec<StoredObject>, Error> {
+    let mut object = StoredObject::open(path)?;
+    if let Some(encryption) = &options.encryption {
+        let shape = FileShape::new(object.length())?;
+        let plain = FileTree::read(shape, &object).map_err(|source| object.failed(source))?;
+        object = object.encrypted(encryption.cipher(&plain)?);
+    }
+    match options.fragment_bytes {
+        Some(bytes) => object.fragments(
+            bytes
+                .max(SECTOR_BYTES as u64)
+                .checked_next_power_of_two()
+                .unwrap_or(u64::MAX),
+        ),
+        None => Ok(vec![object]),
+    }
+}
+
+/// The object being uploaded.
 struct Source {
-    file: File,
-    path: PathBuf,
-    tree: Arc<FileTree>,
+    object: StoredObject,
+    tree: FileTree,
 }
 
 impl Source {
-    async fn read(self: Arc<Self>, indices: Vec<u64>) -> Result<Vec<SegmentWithProof>, Error> {
-        blocking(move || {
-            indices
-                .into_iter()
-                .map(|index| self.segment(index))
-                .collect()
-        })
-        .await
+    /// Hashes the object. Blocking.
+    fn new(object: StoredObject) -> Result<Self, Error> {
+        let shape = FileShape::new(object.length())?;
+        let tree = FileTree::read(shape, &object).map_err(|source| object.failed(source))?;
+        Ok(Self { object, tree })
     }
 
     /// Reads a segment and makes sure that it is still the one that was hashed.
     fn segment(&self, index: u64) -> Result<SegmentWithProof, Error> {
         let shape = self.tree.shape();
         let mut data = vec![0; shape.segment_bytes(index)];
-        self.file
+        self.object
             .read_exact_at(
                 &mut data[..shape.file_bytes(index)],
                 index * SEGMENT_BYTES as u64,
             )
-            .map_err(|source| Error::File {
-                path: self.path.clone(),
-                source,
-            })?;
+            .map_err(|source| self.object.failed(source))?;
         if shape.segment_root(index, &data) != self.tree.segment_root(index) {
             return Err(Error::FileChanged {
-                path: self.path.clone(),
+                path: self.object.path().to_owned(),
             });
         }
         let (root, proof) = (self.tree.root(), self.tree.proof(index));
@@ -384,15 +462,11 @@ impl Source {
     }
 }
 
-async fn upload_patiently(
-    peer: &Peer,
-    sequence: u64,
-    segments: &[SegmentWithProof],
-) -> Result<(), CallError> {
+async fn upload_patiently(peer: &Peer, call: &EncodedCall) -> Result<(), CallError> {
     let mut pause = Duration::from_millis(100);
     let mut retries = 0;
     loop {
-        let error = match peer.node.upload_segments(sequence, segments).await {
+        let error = match peer.node.upload_encoded(call).await {
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
@@ -418,30 +492,17 @@ async fn upload_patiently(
 
 /// Money goes only to the known contract of the known chain, whatever an indexer says.
 async fn check_network(peers: &[Peer], chain: &ChainClient) -> Result<(), Error> {
-    let expected_flow = chain.flow()?.address();
+    let flow = chain.flow()?.address();
     for peer in peers {
         let identity = peer.node.status().await?.network_identity;
-        if identity.chain_id != chain.chain_id() {
-            return Err(Error::WrongChain {
-                url: peer.node.origin(),
-                found: identity.chain_id,
-                expected: chain.chain_id(),
-            });
-        }
-        if identity.flow_address != expected_flow {
-            return Err(Error::WrongFlow {
-                url: peer.node.origin(),
-                found: identity.flow_address,
-                expected: expected_flow,
-            });
-        }
+        expect_network(peer, &identity, chain.chain_id(), flow)?;
     }
     Ok(())
 }
 
 /// A submission of this file: one that the nodes know, else one that was paid before, else a new one.
 async fn find_or_pay(
-    tree: &FileTree,
+    wanted: &Wanted,
     peers: &[Peer],
     chain: &ChainClient,
     journal: &mut Journal<'_>,
@@ -450,9 +511,9 @@ async fn find_or_pay(
     let mut known: Option<FileInfo> = None;
     let mut all_finalized = true;
     for peer in peers {
-        let info = peer.node.file_info(tree.root()).await?;
+        let info = peer.node.file_info(wanted.root).await?;
         // The root does not bind the size, so another size is another file.
-        let info = info.filter(|info| info.tx.size == tree.shape().size() && !info.pruned);
+        let info = info.filter(|info| info.tx.size == wanted.submission.length && !info.pruned);
         all_finalized &= info.as_ref().is_some_and(|info| info.finalized);
         known = match (known, info) {
             (Some(known), Some(info)) if info.finalized && !known.finalized => Some(info),
@@ -469,7 +530,7 @@ async fn find_or_pay(
     report(Phase::Paying, 0);
     let (sequence, hash) = match resume_payment(chain, journal).await? {
         Some(paid) => paid,
-        None => pay(tree, chain, journal).await?,
+        None => pay(wanted, chain, journal).await?,
     };
     Ok(PaidSubmission {
         sequence,
@@ -512,17 +573,19 @@ async fn resume_payment(
 }
 
 async fn pay(
-    tree: &FileTree,
+    wanted: &Wanted,
     chain: &ChainClient,
     journal: &mut Journal<'_>,
 ) -> Result<(u64, B256), Error> {
     let submitter = chain.wallet_address().ok_or(ChainError::NoWallet)?;
     let flow = chain.flow()?;
-    let submission = submission(tree, submitter);
-    let fee = flow.fee(&submission).await?;
+    let fee = flow.fee(&wanted.submission).await?;
+    if let Some(limit) = wanted.max_fee.filter(|limit| fee > *limit) {
+        return Err(Error::FeeTooHigh { fee, limit });
+    }
     let known = chain.latest_block().await?;
     let mut prepared = chain
-        .prepare(calls::flow::submit(flow.address(), &submission, fee))
+        .prepare(calls::flow::submit(flow.address(), &wanted.submission, fee))
         .await?;
     for attempt in 0.. {
         let payment = Payment {
@@ -597,18 +660,20 @@ async fn settle(
     Ok(Some((sequence, hash)))
 }
 
-fn submission(tree: &FileTree, submitter: alloy_primitives::Address) -> Submission {
+/// What shall be on chain.
+struct Wanted {
+    submission: Submission,
+    root: B256,
+    max_fee: Option<U256>,
+}
+
+fn submission(tree: &FileTree, tags: Bytes, submitter: Address) -> Submission {
     Submission {
         length: tree.shape().size(),
-        tags: Bytes::new(),
+        tags,
         nodes: tree.submission_nodes(),
         submitter,
     }
-}
-
-async fn hash(path: &Path) -> Result<FileTree, Error> {
-    let path = path.to_owned();
-    blocking(move || FileTree::of_file(&path)).await
 }
 
 /// Runs CPU or disk work off the reactor.

@@ -23,7 +23,8 @@ use tokio::{
 };
 
 use super::{
-    Shared, flow_log::StoredSubmission, upload_cache::MAX_FILE_BYTES as MAX_CACHED_FILE_BYTES,
+    Shared, flow_log::StoredSubmission, store::Presence,
+    upload_cache::MAX_FILE_BYTES as MAX_CACHED_FILE_BYTES,
 };
 use crate::{
     Error,
@@ -40,6 +41,8 @@ const MAX_BODY_BYTES: usize = 100 << 20;
 const CONCURRENT_REQUESTS: usize = 8;
 /// A client that sends slower than this blocks others.
 const BODY_TIMEOUT: Duration = Duration::from_secs(120);
+/// Syncing more than this may take longer than a client waits for an answer.
+const MAX_SYNC_IN_CALL_BYTES: u64 = 16 << 20;
 /// Largest file of the plain route, as the public indexers.
 const MAX_PLAIN_FILE_BYTES: u64 = 100 << 20;
 
@@ -159,7 +162,7 @@ async fn answer(State(front): State<Front>, body: Body) -> Response {
     }
 }
 
-fn respond(shared: &Shared, body: &[u8]) -> String {
+fn respond(shared: &Arc<Shared>, body: &[u8]) -> String {
     let (id, result) = match serde_json::from_slice::<Request<'_>>(body) {
         Ok(request) => {
             let parameters = request.params.map_or("[]", RawValue::get);
@@ -194,7 +197,7 @@ fn respond(shared: &Shared, body: &[u8]) -> String {
 }
 
 /// Carries out a call; the result is JSON text.
-fn call(shared: &Shared, method: &str, parameters: &str) -> Result<String, Refusal> {
+fn call(shared: &Arc<Shared>, method: &str, parameters: &str) -> Result<String, Refusal> {
     match method {
         "zgs_getStatus" => json_text(shared.status()),
         "zgs_getShardConfig" => json_text(shared.shard),
@@ -244,11 +247,11 @@ fn call(shared: &Shared, method: &str, parameters: &str) -> Result<String, Refus
         }
         "zgs_downloadSegmentWithProof" => {
             let (root, index): (B256, u64) = parse(parameters)?;
-            json_text(shared.segment(SequenceOrRoot::Root(root), index)?)
+            segment_text(shared.segment(SequenceOrRoot::Root(root), index)?)
         }
         "zgs_downloadSegmentWithProofByTxSeq" => {
             let (sequence, index): (u64, u64) = parse(parameters)?;
-            json_text(shared.segment(SequenceOrRoot::Sequence(sequence), index)?)
+            segment_text(shared.segment(SequenceOrRoot::Sequence(sequence), index)?)
         }
         "indexer_getShardedNodes" => json_text(ShardedNodes {
             trusted: vec![shared.itself()],
@@ -273,6 +276,15 @@ fn call(shared: &Shared, method: &str, parameters: &str) -> Result<String, Refus
 
 fn json_text(result: impl Serialize) -> Result<String, Refusal> {
     serde_json::to_string(&result).map_err(|error| Refusal::internal(error.to_string()))
+}
+
+fn segment_text(segment: Option<SegmentWithProof>) -> Result<String, Refusal> {
+    let Some(segment) = segment else {
+        return Ok("null".to_owned());
+    };
+    let mut text = Vec::with_capacity(segment.data.len() / 3 * 4 + 4_096);
+    segment.write_json(&mut text);
+    String::from_utf8(text).map_err(|error| Refusal::internal(error.to_string()))
 }
 
 /// Exactly these parameters.
@@ -319,7 +331,7 @@ impl Shared {
     /// A submission; of several with one root the first finalized one, else the first.
     fn find(&self, file: SequenceOrRoot) -> Option<StoredSubmission> {
         let log = self.log.read();
-        match file {
+        let found = match file {
             SequenceOrRoot::Sequence(sequence) => log.get(sequence).cloned(),
             SequenceOrRoot::Root(root) => {
                 let finalized = log
@@ -327,20 +339,11 @@ impl Shared {
                     .find(|submission| self.is_finalized(submission));
                 finalized.or_else(|| log.of_root(root).next()).cloned()
             }
+        };
+        if found.is_none() {
+            self.asked_in_vain.notify_one();
         }
-    }
-
-    /// Whether all segments of this node's shard are here. Segments belong to root and size, so that one upload
-    /// finalizes all submissions of the same file.
-    fn is_finalized(&self, submission: &StoredSubmission) -> bool {
-        let (root, shape) = (submission.root, submission.shape);
-        if self.shard.num_shard == 1 {
-            return self.store.count(root, shape.size()) == shape.segments();
-        }
-        let first = submission.start_sector / SEGMENT_SECTORS;
-        (0..shape.segments())
-            .filter(|index| self.shard.holds(first + index))
-            .all(|index| self.store.has(root, shape.size(), index))
+        found
     }
 
     fn info(&self, submission: &StoredSubmission) -> FileInfo {
@@ -361,7 +364,7 @@ impl Shared {
 
     /// Takes segments in; `null`, because some clients take anything else for an error.
     fn upload(
-        &self,
+        self: &Arc<Self>,
         segments: Vec<SegmentWithProof>,
         sequence: Option<u64>,
     ) -> Result<String, Refusal> {
@@ -371,7 +374,11 @@ impl Shared {
         Ok("null".to_owned())
     }
 
-    fn upload_one(&self, segment: SegmentWithProof, sequence: Option<u64>) -> Result<(), Refusal> {
+    fn upload_one(
+        self: &Arc<Self>,
+        segment: SegmentWithProof,
+        sequence: Option<u64>,
+    ) -> Result<(), Refusal> {
         if segment.data.is_empty() {
             return Err(Refusal::plain("data is empty"));
         }
@@ -416,18 +423,36 @@ impl Shared {
                 .log
                 .read()
                 .of_root(root)
-                .any(|submission| submission.shape.size() == size);
-            if seen {
-                for segment in self.cache.lock().take(root, size) {
-                    self.store.put(shape, &segment)?;
-                }
+                .find(|submission| submission.shape.size() == size)
+                .cloned();
+            match seen {
+                Some(submission) => self.keep_cached(&submission)?,
+                None => self.asked_in_vain.notify_one(),
             }
             return Ok(());
         };
         let first = submission.start_sector / SEGMENT_SECTORS;
         if self.shard.holds(first + segment.index) {
             self.store.put(shape, &segment)?;
+            if self.presence(&submission) == Presence::Received {
+                self.complete(submission)?;
+            }
         }
+        Ok(())
+    }
+
+    /// Makes a file that has arrived durable: at once, or behind the answer when that takes long.
+    fn complete(self: &Arc<Self>, submission: StoredSubmission) -> Result<(), Refusal> {
+        let (root, shape) = (submission.root, submission.shape);
+        if shape.size() <= MAX_SYNC_IN_CALL_BYTES {
+            return Ok(self.store.sync(root, shape)?);
+        }
+        let shared = Arc::clone(self);
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = shared.store.sync(root, shape) {
+                tracing::error!(%error, "the storage node's disk fails; a file is not finalized");
+            }
+        });
         Ok(())
     }
 

@@ -221,6 +221,7 @@ impl Follower {
             tokio::select! {
                 // An error means that the handle was dropped, which is a stop as well.
                 _ = stopped.changed() => return,
+                () = self.shared.asked_in_vain.notified() => {}
                 () = tokio::time::sleep(self.poll_interval) => {}
             }
             match self.catch_up().await {

@@ -20,16 +20,21 @@ use std::{
 
 use alloy_primitives::Address;
 use parking_lot::{Mutex, RwLock};
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, watch},
+    task::JoinHandle,
+};
 use zerog_chain::flow::Submitted;
 
 use crate::{
     Error,
+    merkle::SEGMENT_SECTORS,
     rpc::JsonRpc,
     rpc_types::{NetworkIdentity, ProtocolVersion, ShardConfig},
 };
-use flow_log::FlowLog;
-use store::Store;
+use flow_log::{FlowLog, StoredSubmission};
+use store::{Presence, Store};
 use upload_cache::UploadCache;
 
 /// The port that storage nodes listen on.
@@ -60,7 +65,7 @@ pub struct NodeOptions {
     pub flow_address: Address,
     /// First block that may hold submissions.
     pub start_block: u64,
-    /// Time between two looks for new blocks.
+    /// Time between two looks for new blocks. A question about a submission that is not known makes it look at once.
     pub poll_interval: Duration,
     /// Which segments the node keeps; all by default.
     pub shard: ShardConfig,
@@ -92,7 +97,7 @@ impl NodeOptions {
             chain_id,
             flow_address,
             start_block: 0,
-            poll_interval: Duration::from_millis(50),
+            poll_interval: Duration::from_millis(100),
             shard: ShardConfig::WHOLE,
         }
     }
@@ -117,6 +122,8 @@ struct Shared {
     log: RwLock<FlowLog>,
     store: Store,
     cache: Mutex<UploadCache>,
+    /// Somebody waits for a submission that is not known yet.
+    asked_in_vain: Notify,
     _directory_lock: File,
 }
 
@@ -183,6 +190,7 @@ impl StorageNode {
             log: RwLock::new(log),
             store,
             cache: Mutex::default(),
+            asked_in_vain: Notify::new(),
             _directory_lock: lock,
         });
 
@@ -259,14 +267,37 @@ impl Shared {
         let Some(submission) = self.log.write().add(submitted)? else {
             return Ok(());
         };
-        for segment in self
-            .cache
-            .lock()
-            .take(submission.root, submission.shape.size())
-        {
-            self.store.put(submission.shape, &segment)?;
+        self.keep_cached(&submission)
+    }
+
+    /// Keeps the segments that came before their submission.
+    fn keep_cached(&self, submission: &StoredSubmission) -> Result<(), Error> {
+        let (root, size) = (submission.root, submission.shape.size());
+        let cached = self.cache.lock().take(root, size);
+        for segment in &cached {
+            self.store.put(submission.shape, segment)?;
+        }
+        if self.presence(submission) == Presence::Received {
+            self.store.sync(root, submission.shape)?;
         }
         Ok(())
+    }
+
+    /// What is here of the segments of this node's shard. Segments belong to root and size, so that one upload
+    /// completes all submissions of the same file.
+    fn presence(&self, submission: &StoredSubmission) -> Presence {
+        let (first, shape) = (
+            submission.start_sector / SEGMENT_SECTORS,
+            submission.shape,
+        );
+        let count = self.shard.held_among(first, shape.segments());
+        let wanted = (0..shape.segments()).filter(|index| self.shard.holds(first + index));
+        self.store.presence(submission.root, shape, count, wanted)
+    }
+
+    /// Whether the file is here, on the disk.
+    fn is_finalized(&self, submission: &StoredSubmission) -> bool {
+        self.presence(submission) == Presence::Synced
     }
 }
 

@@ -149,7 +149,7 @@ async fn a_known_size_is_demanded() {
     let client = client(ClientOptions::indexer(node.indexer_url()));
     let target = chain.directory.path().join("copy");
     let error = client
-        .download_file_of_size(root, SIZE as u64 + 1, &target, &quiet)
+        .download(&[root], &of_size(SIZE as u64 + 1), &target, &quiet)
         .await
         .unwrap_err();
     assert!(
@@ -157,7 +157,7 @@ async fn a_known_size_is_demanded() {
         "{error}"
     );
     client
-        .download_file_of_size(root, SIZE as u64, &target, &quiet)
+        .download(&[root], &of_size(SIZE as u64), &target, &quiet)
         .await
         .unwrap();
 }

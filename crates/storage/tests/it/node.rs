@@ -387,7 +387,7 @@ async fn a_restart_keeps_everything_and_damage_is_noticed() {
         .directory
         .path()
         .join(format!("node/objects/{root:x}-600000"));
-    std::fs::write(object.join("new-7"), b"half").unwrap();
+    std::fs::write(object.join("synced.new"), b"half").unwrap();
     let node = chain.node().await;
     let restarted = client(ClientOptions::indexer(node.indexer_url()));
     let target = chain.directory.path().join("copy");
@@ -395,15 +395,9 @@ async fn a_restart_keeps_everything_and_damage_is_noticed() {
         .download_file(root, &target, &quiet)
         .await
         .unwrap();
-    assert!(
-        !object.join("new-7").exists(),
-        "an interrupted write is cleaned up"
-    );
-
-    let mut bytes = std::fs::read(object.join("1")).unwrap();
-    let last = bytes.len() - 1;
-    bytes[last] ^= 1;
-    std::fs::write(object.join("1"), bytes).unwrap();
+    let mut bytes = std::fs::read(object.join("data")).unwrap();
+    bytes[262_144 + 5] ^= 1;
+    std::fs::write(object.join("data"), bytes).unwrap();
     assert!(
         call(
             &node.node_url(),
