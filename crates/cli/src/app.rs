@@ -2,6 +2,7 @@
 
 use std::io::{IsTerminal, Read, Write};
 
+use zerog_sdk::storage::FileKey;
 use zerog_sdk::wallet::{Keystore, parse_key};
 use zerog_sdk::{Broker, BrokerOptions, NetworkSettings, Requirement, SecretKey};
 use zeroize::Zeroizing;
@@ -90,7 +91,7 @@ impl App {
     }
 
     /// The wallet key: key file, variable, saved key.
-    fn wallet_key(&self) -> Outcome<SecretKey> {
+    pub(crate) fn wallet_key(&self) -> Outcome<SecretKey> {
         if let Some(key) = self.given_key()? {
             return Ok(key);
         }
@@ -203,6 +204,15 @@ pub(crate) fn prompt_secret(question: &str) -> Outcome<Zeroizing<String>> {
                 format!("cannot ask for it: {error}"),
             )
         })
+}
+
+/// The key of one file: 64 hexadecimal digits, with or without `0x`.
+pub(crate) fn parse_file_key(text: &str) -> Option<FileKey> {
+    let digits = text.trim();
+    let digits = digits.strip_prefix("0x").unwrap_or(digits);
+    let mut bytes = Zeroizing::new([0; 32]);
+    hex::decode_to_slice(digits, &mut *bytes).ok()?;
+    Some(FileKey::from_bytes(*bytes))
 }
 
 /// Reads a key or password file.

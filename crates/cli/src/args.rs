@@ -114,6 +114,9 @@ pub(crate) enum Command {
     /// Serve: providers, keys, verification.
     #[command(subcommand, visible_alias = "inf")]
     Inference(Inference),
+    /// Store files on the storage network and fetch them.
+    #[command(subcommand)]
+    Storage(Storage),
     /// Print a completion script for a shell.
     Completion {
         /// The shell.
@@ -551,6 +554,59 @@ pub(crate) enum Inference {
     },
     /// Verify a provider's enclave.
     Verify(Verify),
+}
+
+/// Commands of `storage`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Storage {
+    /// Store a file; what the network has, or an interrupted upload paid for, is not paid again.
+    Upload {
+        #[arg(long, value_name = "FILE")]
+        file: PathBuf,
+        /// Encrypt it so that only this wallet can read it.
+        #[arg(long, conflicts_with = "encryption_key_file")]
+        encrypt: bool,
+        /// Encrypt it with the key in this file (64 hexadecimal digits).
+        #[arg(long, value_name = "FILE")]
+        encryption_key_file: Option<PathBuf>,
+        /// Cut it into objects of at most this many bytes, each with its own root; default: one object.
+        #[arg(long, value_name = "BYTES")]
+        fragment_size: Option<u64>,
+        /// Most 0G that an object may cost.
+        #[arg(long, value_parser = amount, value_name = "0G")]
+        max_fee: Option<U256>,
+    },
+    /// Fetch a file by its root; an interrupted download goes on.
+    Download {
+        /// Where it goes.
+        #[arg(long, value_name = "FILE")]
+        file: PathBuf,
+        /// Its root, or the roots of its fragments in order.
+        #[arg(
+            long,
+            visible_alias = "roots",
+            value_name = "HASH,…",
+            value_delimiter = ',',
+            required = true
+        )]
+        root: Vec<B256>,
+        /// Decrypt it with the wallet's key.
+        #[arg(long, conflicts_with = "encryption_key_file")]
+        decrypt: bool,
+        /// Decrypt it with the key in this file (64 hexadecimal digits).
+        #[arg(long, value_name = "FILE")]
+        encryption_key_file: Option<PathBuf>,
+    },
+    /// Compute a file's root without sending anything.
+    Root {
+        #[arg(long, value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Show what storing a file would cost.
+    Cost {
+        #[arg(long, value_name = "FILE")]
+        file: PathBuf,
+    },
 }
 
 fn amount(text: &str) -> Result<U256, String> {

@@ -74,7 +74,9 @@ mod tests {
             state ^= state << 17;
             state as u8
         };
-        (0..count).map(|_| std::array::from_fn(|_| next())).collect()
+        (0..count)
+            .map(|_| std::array::from_fn(|_| next()))
+            .collect()
     }
 
     #[test]
@@ -99,10 +101,18 @@ mod tests {
         let mut hashes = [[0; 32]; 4];
         hash_sectors(&[[0; SECTOR_BYTES]; 4], &mut hashes);
         let zero = "d397b3b043d87fcd6fad1291ff0bfd16401c274896d8c63a923727f077b8e0b5";
-        assert!(hashes.iter().all(|hash| alloy_primitives::hex::encode(hash) == zero));
+        assert!(
+            hashes
+                .iter()
+                .all(|hash| alloy_primitives::hex::encode(hash) == zero)
+        );
         let pair: [u8; PAIR_BYTES] = [hashes[0], hashes[0]].concat().try_into().unwrap();
         hash_pairs(&[pair; 4], &mut hashes);
         let above = "f73e6947d7d1628b9976a6e40d7b278a8a16405e96324a68df45b12a51b7cfde";
-        assert!(hashes.iter().all(|hash| alloy_primitives::hex::encode(hash) == above));
+        assert!(
+            hashes
+                .iter()
+                .all(|hash| alloy_primitives::hex::encode(hash) == above)
+        );
     }
 }

@@ -42,7 +42,7 @@ mod transfer;
 pub mod verification;
 pub mod wallet;
 
-pub use alloy_primitives::{Address, B256, U256};
+pub use alloy_primitives::{Address, B256, Bytes, U256};
 pub use broker::{Broker, BrokerOptions, NetworkSettings};
 pub use error::{Category, Error, Result, ServiceKind};
 pub use fine_tuning::FineTuning;

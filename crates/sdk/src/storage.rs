@@ -211,8 +211,7 @@ async fn chain(url: &str, options: &StorageOptions, client: &Client) -> Result<C
         fine_tuning: Address::ZERO,
         flow,
     };
-    let probe =
-        ChainClient::connect(url, addresses(options.flow_address), chain_options).await?;
+    let probe = ChainClient::connect(url, addresses(options.flow_address), chain_options).await?;
     let known = networks::by_chain_id(probe.chain_id()).and_then(|known| known.addresses.flow);
     let flow = match options.flow_address.or(known) {
         Some(flow) => flow,

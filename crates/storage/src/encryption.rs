@@ -22,11 +22,7 @@ use ctr::{
     cipher::{KeyIvInit, StreamCipher, StreamCipherSeek},
 };
 use hkdf::Hkdf;
-use k256::{
-    PublicKey,
-    ecdh::diffie_hellman,
-    elliptic_curve::sec1::ToEncodedPoint,
-};
+use k256::{PublicKey, ecdh::diffie_hellman, elliptic_curve::sec1::ToEncodedPoint};
 use sha2::Sha256;
 use zerog_protocol::{FileKey, SecretKey};
 use zeroize::Zeroizing;
@@ -71,11 +67,7 @@ pub enum Decryption {
 impl Encryption {
     /// The cipher of a file whose plaintext has this tree.
     pub(crate) fn cipher(&self, plain: &FileTree) -> Result<Cipher, Error> {
-        let content = [
-            plain.root().as_slice(),
-            &plain.shape().size().to_be_bytes(),
-        ]
-        .concat();
+        let content = [plain.root().as_slice(), &plain.shape().size().to_be_bytes()].concat();
         match self {
             Self::Key(key) => {
                 let mut nonce = [0; NONCE_BYTES];
@@ -83,8 +75,8 @@ impl Encryption {
                 Ok(Cipher::version_1(key, nonce))
             }
             Self::Recipient { public_key, sender } => {
-                let recipient = PublicKey::from_sec1_bytes(public_key)
-                    .map_err(|_| Error::InvalidRecipient)?;
+                let recipient =
+                    PublicKey::from_sec1_bytes(public_key).map_err(|_| Error::InvalidRecipient)?;
                 let recipient_bytes = recipient.to_encoded_point(true);
                 let sender = Zeroizing::new(sender.expose_bytes());
                 let mut nonce = [0; NONCE_BYTES];
@@ -224,7 +216,7 @@ pub fn decrypt_file(object: &Path, plain: &mut File, key: &Decryption) -> Result
 
 #[cfg(test)]
 mod tests {
-    use alloy_primitives::hex;
+    use alloy_primitives::{B256, hex};
 
     use super::*;
     use crate::{Content, FileShape, content::StoredObject};
@@ -348,7 +340,10 @@ mod tests {
     fn the_wrong_kind_of_key_and_a_short_object_are_refused() {
         let encrypted = object(Cipher::version_1(&key(), nonce()), &plain());
         let wallet = Decryption::Wallet(SecretKey::random());
-        assert!(matches!(opened(&encrypted, &wallet), Err(Error::NotEncrypted)));
+        assert!(matches!(
+            opened(&encrypted, &wallet),
+            Err(Error::NotEncrypted)
+        ));
         let short = opened(&encrypted[..10], &Decryption::Key(key()));
         assert!(matches!(short, Err(Error::NotEncrypted)));
     }

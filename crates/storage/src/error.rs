@@ -42,7 +42,9 @@ pub enum Error {
         reason: String,
     },
     /// Storing costs more than the caller allows.
-    #[error("storing the file costs {fee} wei, more than the {limit} that were allowed; nothing was paid")]
+    #[error(
+        "storing the file costs {fee} wei, more than the {limit} that were allowed; nothing was paid"
+    )]
     FeeTooHigh {
         /// The fee.
         fee: alloy_primitives::U256,

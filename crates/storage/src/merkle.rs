@@ -236,7 +236,10 @@ impl FileTree {
             size if size == shape.size => Ok(()),
             size => Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                format!("it has {size} bytes instead of {}; it changed meanwhile", shape.size),
+                format!(
+                    "it has {size} bytes instead of {}; it changed meanwhile",
+                    shape.size
+                ),
             )),
         };
         check_size()?;

@@ -6,6 +6,7 @@ mod fine_tuning;
 mod inference;
 mod ledger;
 mod network;
+mod storage;
 mod task;
 mod walk;
 
@@ -29,6 +30,7 @@ pub(crate) async fn run(app: &App, command: Command) -> Outcome<u8> {
         Command::Refund(amount) => ledger::refund(app, amount.amount).await?,
         Command::FineTuning(command) => return fine_tuning::run(app, command).await,
         Command::Inference(command) => return inference::run(app, command).await,
+        Command::Storage(command) => storage::run(app, command).await?,
         Command::Completion { shell } => completion::print(shell),
     }
     Ok(OK)

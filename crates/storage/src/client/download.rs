@@ -17,7 +17,9 @@ use crate::{
     CallError, Content, Decryption, Error, FileShape, FileTree,
     content::{sync_directory, write_all_at},
     decrypt_file,
-    merkle::{InvalidSegment, SEGMENT_BYTES, SEGMENT_SECTORS, check_segment, root_of_file, root_of_nodes},
+    merkle::{
+        InvalidSegment, SEGMENT_BYTES, SEGMENT_SECTORS, check_segment, root_of_file, root_of_nodes,
+    },
     rpc::AnswerText,
     rpc_types::FileInfo,
 };
@@ -159,7 +161,9 @@ impl Client {
             .skip_while(|unit| unit.offset + unit.bytes as u64 <= start);
         let mut segments = stream::iter(missing)
             .map(|unit| async move {
-                let data = self.fetch_segment(&plans.parts[unit.part], unit.index).await;
+                let data = self
+                    .fetch_segment(&plans.parts[unit.part], unit.index)
+                    .await;
                 (unit, data)
             })
             .buffered(self.options.parallel_calls.max(1) * DOWNLOADS_PER_UPLOAD);
@@ -603,7 +607,10 @@ impl Partial {
         let decrypt = || {
             let mut plain = File::create(&path).map_err(failed)?;
             decrypt_file(&self.path, &mut plain, key)?;
-            plain.flush().and_then(|()| plain.sync_all()).map_err(failed)
+            plain
+                .flush()
+                .and_then(|()| plain.sync_all())
+                .map_err(failed)
         };
         match decrypt() {
             Ok(()) => Ok(path.clone()),

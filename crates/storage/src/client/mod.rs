@@ -161,12 +161,7 @@ impl Client {
         for peer in self.covering_peers(&[]).await? {
             let identity = peer.node.status().await?.network_identity;
             let expected = agreed.get_or_insert_with(|| identity.clone());
-            expect_network(
-                &peer,
-                &identity,
-                expected.chain_id,
-                expected.flow_address,
-            )?;
+            expect_network(&peer, &identity, expected.chain_id, expected.flow_address)?;
         }
         agreed.ok_or_else(|| Error::NoCoverage {
             offered: 0,
@@ -204,9 +199,9 @@ impl Client {
             .collect();
         let selected = select_covering(&candidates, self.options.replicas, self.options.preference)
             .ok_or(Error::NoCoverage {
-            offered: candidates.len(),
-            failures,
-        })?;
+                offered: candidates.len(),
+                failures,
+            })?;
         self.peers(&selected)
     }
 

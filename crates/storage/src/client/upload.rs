@@ -11,6 +11,7 @@ use std::{
 
 use alloy_primitives::{Address, B256, Bytes, U256};
 use futures::{StreamExt, TryStreamExt, stream};
+use serde::Serialize;
 use zerog_chain::{ChainClient, ChainError, PreparedTransaction, calls, flow::Submission};
 
 use super::{
@@ -50,7 +51,8 @@ pub struct UploadOptions {
 }
 
 /// What storing a file would cost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct UploadCost {
     /// The file's root.
     pub root: B256,
@@ -61,7 +63,8 @@ pub struct UploadCost {
 }
 
 /// A stored file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct UploadOutcome {
     /// The file's root: its name on the network.
     pub root: B256,

@@ -286,10 +286,7 @@ impl Shared {
     /// What is here of the segments of this node's shard. Segments belong to root and size, so that one upload
     /// completes all submissions of the same file.
     fn presence(&self, submission: &StoredSubmission) -> Presence {
-        let (first, shape) = (
-            submission.start_sector / SEGMENT_SECTORS,
-            submission.shape,
-        );
+        let (first, shape) = (submission.start_sector / SEGMENT_SECTORS, submission.shape);
         let count = self.shard.held_among(first, shape.segments());
         let wanted = (0..shape.segments()).filter(|index| self.shard.holds(first + index));
         self.store.presence(submission.root, shape, count, wanted)

@@ -130,7 +130,8 @@ impl Store {
             // Counting answers without looking at every segment while a file arrives, and when it is here as a whole.
             let length = segments.len() as u64;
             length >= count
-                && (length == shape.segments() || wanted.clone().all(|index| segments.contains(&index)))
+                && (length == shape.segments()
+                    || wanted.clone().all(|index| segments.contains(&index)))
         };
         // What is synced was received.
         if has_all(&held.synced) {
@@ -250,11 +251,7 @@ impl Object {
                 .map_err(|source| self.failed(name, source))
         };
         let record = self.encode_proof(&segment.proof);
-        at(
-            DATA,
-            &segment.data,
-            segment.index * SEGMENT_BYTES as u64,
-        )?;
+        at(DATA, &segment.data, segment.index * SEGMENT_BYTES as u64)?;
         at(PROOFS, &record, segment.index * record.len() as u64)
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use alloy_primitives::B256;
 use serde_json::Value;
-use zerog_storage::{ClientOptions, Endpoint, Error};
+use zerog_storage::{ClientOptions, DownloadOptions, Endpoint, Error};
 
 use crate::support::{Behaviour, Chain, brisk, client, content, hidden_files, proxy, quiet};
 
@@ -22,6 +22,13 @@ async fn stored() -> (Chain, zerog_storage::node::StorageNode, B256) {
         .unwrap()
         .root;
     (chain, node, root)
+}
+
+fn of_size(size: u64) -> DownloadOptions {
+    DownloadOptions {
+        size: Some(size),
+        ..Default::default()
+    }
 }
 
 fn segment_index(parameters: &Value) -> u64 {
