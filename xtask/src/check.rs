@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 
-use crate::{clients, tidy};
+use crate::{clients, parity, tidy};
 
 /// Runs all checks. With `all`, a part that cannot run is a failure.
 pub(crate) fn run(root: &Path, all: bool, test_arguments: &[String]) -> anyhow::Result<()> {
@@ -78,6 +78,16 @@ pub(crate) fn run(root: &Path, all: bool, test_arguments: &[String]) -> anyhow::
             Ok(installed) => part(client.title(), || installed.run(root))?,
             Err(error) => skipped.push(format!("{}: {error:#}", client.title())),
         }
+    }
+    if all || parity::Reference::is_installed(root) {
+        match parity::Reference::install(root) {
+            Ok(reference) => part("parity with PEFT", || reference.compare(root))?,
+            Err(error) => skipped.push(format!("parity with PEFT: {error:#}")),
+        }
+    } else {
+        skipped.push(
+            "parity with PEFT: its libraries are not installed (`cargo xtask parity`)".to_owned(),
+        );
     }
     if std::env::var_os("TEST_DATABASE_URL").is_none() {
         skipped.push(

@@ -1,7 +1,8 @@
-//! Developer commands: `cargo xtask test`, `tidy`, `contracts`.
+//! Developer commands: `cargo xtask test`, `tidy`, `contracts`, `parity`.
 
 mod check;
 mod clients;
+mod parity;
 mod tidy;
 
 use std::path::{Path, PathBuf};
@@ -35,6 +36,12 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// Compare the trainer with PEFT and transformers from PyPI (installs them once, several gigabytes).
+    Parity {
+        /// Write new recorded numbers for the ordinary tests instead of comparing.
+        #[arg(long)]
+        record: bool,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -46,6 +53,14 @@ fn main() -> anyhow::Result<()> {
         } => check::run(&root, all, &test_arguments),
         Command::Tidy => tidy::run(&root),
         Command::Contracts { check } => check::contracts(&root, check),
+        Command::Parity { record } => {
+            let reference = parity::Reference::install(&root)?;
+            if record {
+                reference.record(&root)
+            } else {
+                reference.compare(&root)
+            }
+        }
     }
 }
 

@@ -1,4 +1,5 @@
-//! The gated activation of the feed-forward block: `h = silu(gate) · up`, `silu(z) = z / (1 + e^-z)`.
+//! Activations of feed-forward blocks: the gated `h = silu(gate) · up`, `silu(z) = z / (1 + e^-z)`, and the plain
+//! `h = gelu(z) = z · Φ(z)` with the normal distribution function `Φ`.
 
 use crate::dispatch::multiversion;
 use crate::softmax::exp;
@@ -47,4 +48,53 @@ pub fn silu_gate_backward(gate: &[f32], up: &[f32], dhidden: &mut [f32], dgate: 
         .zip(dgate.par_chunks_mut(PIECE))
         .zip(gate.par_chunks(PIECE).zip(up.par_chunks(PIECE)))
         .for_each(|((dhidden, dgate), (gate, up))| backward_piece(gate, up, dhidden, dgate));
+}
+
+/// The normal distribution function, with an absolute error below 2e-7 (Abramowitz and Stegun 7.1.26).
+#[inline(always)]
+fn normal_distribution(z: f32) -> f32 {
+    let x = z * std::f32::consts::FRAC_1_SQRT_2;
+    let t = 1.0 / (1.0 + 0.327_591_1 * x.abs());
+    let mut polynomial = 1.061_405_4_f32;
+    polynomial = polynomial * t - 1.453_152;
+    polynomial = polynomial * t + 1.421_413_7;
+    polynomial = polynomial * t - 0.284_496_74;
+    polynomial = polynomial * t + 0.254_829_6;
+    let tail = 0.5 * polynomial * t * exp(-x * x);
+    if z > 0.0 { 1.0 - tail } else { tail }
+}
+
+multiversion! {
+    fn gelu_piece(input: &[f32], output: &mut [f32]) {
+        for (output, z) in output.iter_mut().zip(input) {
+            *output = *z * normal_distribution(*z);
+        }
+    }
+}
+
+multiversion! {
+    fn gelu_backward_piece(input: &[f32], gradient: &mut [f32]) {
+        for (gradient, z) in gradient.iter_mut().zip(input) {
+            let density = exp(-0.5 * *z * *z) * 0.398_942_3;
+            *gradient *= normal_distribution(*z) + *z * density;
+        }
+    }
+}
+
+/// `output = gelu(input)`; both slices have one length.
+pub fn gelu(input: &[f32], output: &mut [f32]) {
+    assert_eq!(input.len(), output.len());
+    output
+        .par_chunks_mut(PIECE)
+        .zip(input.par_chunks(PIECE))
+        .for_each(|(output, input)| gelu_piece(input, output));
+}
+
+/// Backward of [`gelu`]: `gradient` holds that of the output and is replaced by that of `input`.
+pub fn gelu_backward(input: &[f32], gradient: &mut [f32]) {
+    assert_eq!(input.len(), gradient.len());
+    gradient
+        .par_chunks_mut(PIECE)
+        .zip(input.par_chunks(PIECE))
+        .for_each(|(gradient, input)| gelu_backward_piece(input, gradient));
 }

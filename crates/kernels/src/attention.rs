@@ -1,4 +1,5 @@
-//! Causal attention with grouped queries, over packed segments in training and over a cache in serving.
+//! Attention with grouped queries: causal over packed segments in training and over a cache in serving, and in
+//! both directions within packed segments for encoders.
 //!
 //! Queries are `(T, heads·D)`, keys and values `(T, groups·D)`; `heads / groups` query heads share one key
 //! and value head. Segments are independent sequences laid end to end: no token sees another segment.
@@ -42,6 +43,33 @@ impl Heads {
     }
 }
 
+/// Which tokens of its segment a token sees.
+#[derive(Clone, Copy, PartialEq)]
+enum Sight {
+    /// Itself and those before it.
+    Causal,
+    /// All.
+    Whole,
+}
+
+impl Sight {
+    /// Tokens that row `row` of a block sees, of the `seen` that the block scores.
+    fn visible(self, first: usize, row: usize, seen: usize) -> usize {
+        match self {
+            Self::Causal => first + row + 1,
+            Self::Whole => seen,
+        }
+    }
+
+    /// Tokens that a block of `count` rows from `first` scores in a segment of `length`.
+    fn seen(self, first: usize, count: usize, length: usize) -> usize {
+        match self {
+            Self::Causal => first + count,
+            Self::Whole => length,
+        }
+    }
+}
+
 /// Output `(T, heads·D)` and, for the backward pass, the logarithm of each softmax sum `(heads, T)`.
 ///
 /// `segments` are the lengths of the sequences in order; they add up to `T`.
@@ -51,6 +79,30 @@ pub fn forward(
     q: &[f32],
     k: &[f32],
     v: &[f32],
+    output: &mut [f32],
+    log_sums: &mut [f32],
+) {
+    attend_segments(Sight::Causal, heads, segments, [q, k, v], output, log_sums);
+}
+
+/// As [`forward()`], but every token sees its whole segment.
+pub fn forward_whole(
+    heads: Heads,
+    segments: &[usize],
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    output: &mut [f32],
+    log_sums: &mut [f32],
+) {
+    attend_segments(Sight::Whole, heads, segments, [q, k, v], output, log_sums);
+}
+
+fn attend_segments(
+    sight: Sight,
+    heads: Heads,
+    segments: &[usize],
+    [q, k, v]: [&[f32]; 3],
     output: &mut [f32],
     log_sums: &mut [f32],
 ) {
@@ -65,7 +117,8 @@ pub fn forward(
     for &length in segments {
         for first in (0..length).step_by(QUERY_BLOCK) {
             for head in 0..heads.queries {
-                items.push((start, first, QUERY_BLOCK.min(length - first), head));
+                let count = QUERY_BLOCK.min(length - first);
+                items.push((start, first, count, sight.seen(first, count, length), head));
             }
         }
         start += length;
@@ -73,8 +126,7 @@ pub fn forward(
     let (output, log_sums) = (Disjoint::new(output), Disjoint::new(log_sums));
     items.into_par_iter().for_each_init(
         Vec::new,
-        |scores: &mut Vec<f32>, (start, first, count, head)| {
-            let seen = first + count;
+        |scores: &mut Vec<f32>, (start, first, count, seen, head)| {
             scores.resize(count * seen, 0.0);
             let group = head * heads.groups / heads.queries;
             let query_start = (start + first) * query_width + head * heads.size;
@@ -96,8 +148,8 @@ pub fn forward(
             // SAFETY: items of one head cover different tokens.
             let log_sums = unsafe { log_sums.slice(head * tokens + start + first, count) };
             for (row, log_sum) in log_sums.iter_mut().enumerate() {
-                let (visible, hidden) =
-                    scores[row * seen..(row + 1) * seen].split_at_mut(first + row + 1);
+                let (visible, hidden) = scores[row * seen..(row + 1) * seen]
+                    .split_at_mut(sight.visible(first, row, seen));
                 let (maximum, sum) = exponentials(visible, heads.scale());
                 scale(visible, 1.0 / sum);
                 hidden.fill(0.0);
@@ -146,6 +198,30 @@ pub fn backward(
     dk: &mut [f32],
     dv: &mut [f32],
 ) {
+    segments_backward(Sight::Causal, heads, segments, saved, doutput, [dq, dk, dv]);
+}
+
+/// Backward of [`forward_whole`].
+pub fn backward_whole(
+    heads: Heads,
+    segments: &[usize],
+    saved: Forward<'_>,
+    doutput: &[f32],
+    dq: &mut [f32],
+    dk: &mut [f32],
+    dv: &mut [f32],
+) {
+    segments_backward(Sight::Whole, heads, segments, saved, doutput, [dq, dk, dv]);
+}
+
+fn segments_backward(
+    sight: Sight,
+    heads: Heads,
+    segments: &[usize],
+    saved: Forward<'_>,
+    doutput: &[f32],
+    [dq, dk, dv]: [&mut [f32]; 3],
+) {
     let Forward {
         q,
         k,
@@ -183,7 +259,7 @@ pub fn backward(
             for head in group * shared..(group + 1) * shared {
                 for first in (0..length).step_by(QUERY_BLOCK) {
                     let count = QUERY_BLOCK.min(length - first);
-                    let seen = first + count;
+                    let seen = sight.seen(first, count, length);
                     scores.resize(count * seen, 0.0);
                     gradients.resize(count * seen, 0.0);
                     let query_start = (start + first) * query_width + head * heads.size;
@@ -220,8 +296,9 @@ pub fn backward(
                             .map(|(a, b)| a * b)
                             .sum();
                         let range = row * seen..(row + 1) * seen;
-                        let (visible, hidden) = scores[range.clone()].split_at_mut(first + row + 1);
-                        let (dvisible, dhidden) = gradients[range].split_at_mut(first + row + 1);
+                        let sighted = sight.visible(first, row, seen);
+                        let (visible, hidden) = scores[range.clone()].split_at_mut(sighted);
+                        let (dvisible, dhidden) = gradients[range].split_at_mut(sighted);
                         let log_sum = log_sums[head * tokens + token];
                         score_gradients(visible, dvisible, heads.scale(), log_sum, delta);
                         hidden.fill(0.0);

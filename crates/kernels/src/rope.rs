@@ -20,10 +20,16 @@ impl RopeTable {
     /// Angles are computed in single precision as the reference implementation does, so that long
     /// contexts agree with it.
     pub fn new(head_size: usize, theta: f64, positions: usize) -> Self {
-        let half = head_size / 2;
-        let frequencies: Vec<f32> = (0..half)
+        let frequencies: Vec<f32> = (0..head_size / 2)
             .map(|i| (1.0 / theta.powf((2 * i) as f64 / head_size as f64)) as f32)
             .collect();
+        Self::with_frequencies(&frequencies, 1.0, positions)
+    }
+
+    /// A table for heads of twice as many elements as there are `frequencies`; cosines and sines are multiplied
+    /// by `amplitude`.
+    pub fn with_frequencies(frequencies: &[f32], amplitude: f32, positions: usize) -> Self {
+        let half = frequencies.len();
         let mut table = Self {
             half,
             cosines: Vec::new(),
@@ -32,10 +38,10 @@ impl RopeTable {
         table.cosines.reserve(positions * half);
         table.sines.reserve(positions * half);
         for position in 0..positions {
-            for frequency in &frequencies {
+            for frequency in frequencies {
                 let angle = f64::from(position as f32 * frequency);
-                table.cosines.push(angle.cos() as f32);
-                table.sines.push(angle.sin() as f32);
+                table.cosines.push(angle.cos() as f32 * amplitude);
+                table.sines.push(angle.sin() as f32 * amplitude);
             }
         }
         table
@@ -51,7 +57,7 @@ impl RopeTable {
         self.apply(x, positions, 1.0);
     }
 
-    /// The inverse of [`RopeTable::rotate`], which is also its backward pass.
+    /// The backward pass of [`RopeTable::rotate`], and its inverse where the amplitude is 1.
     pub fn rotate_back(&self, x: &mut [f32], positions: &[u32]) {
         self.apply(x, positions, -1.0);
     }

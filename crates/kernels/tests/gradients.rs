@@ -77,6 +77,54 @@ fn silu_gate() {
 }
 
 #[test]
+fn gelu() {
+    let (input, weights) = (numbers(60, 1), numbers(60, 2));
+    let run = |input: &[f32]| {
+        let mut output = vec![0.0; 60];
+        activation::gelu(input, &mut output);
+        weighted(&output, &weights)
+    };
+    let mut gradient = weights.clone();
+    activation::gelu_backward(&input, &mut gradient);
+    check("input", &input, &gradient, run);
+    // Values of `torch.nn.functional.gelu`.
+    let known = [
+        (-3.0_f32, -0.004_049_7_f32),
+        (-1.0, -0.158_655_25),
+        (0.0, 0.0),
+        (0.5, 0.345_731_2),
+        (2.0, 1.954_499_7),
+        (8.0, 8.0),
+    ];
+    for (input, expected) in known {
+        let mut output = [0.0];
+        activation::gelu(&[input], &mut output);
+        assert!((output[0] - expected).abs() < 1e-6, "{input}: {output:?}");
+    }
+}
+
+#[test]
+fn layer_norm() {
+    let (x, w, b) = (numbers(3 * 20, 1), numbers(20, 2), numbers(20, 3));
+    let weights = numbers(60, 4);
+    let run = |x: &[f32]| {
+        let mut y = vec![0.0; 60];
+        norm::layer_norm(x, &w, &b, 1e-6, &mut y);
+        weighted(&y, &weights)
+    };
+    let mut dx = vec![7.0; 60];
+    norm::layer_norm_backward(&x, &w, 1e-6, &weights, &mut dx);
+    check("x", &x, &dx, run);
+    let mut y = vec![0.0; 60];
+    norm::layer_norm(&x, &[1.0; 20], &[0.0; 20], 0.0, &mut y);
+    for row in y.chunks_exact(20) {
+        let mean = row.iter().sum::<f32>() / 20.0;
+        let variance = row.iter().map(|value| (value - mean).powi(2)).sum::<f32>() / 20.0;
+        assert!(mean.abs() < 1e-6 && (variance - 1.0).abs() < 1e-4);
+    }
+}
+
+#[test]
 fn rope() {
     let table = RopeTable::new(6, 100.0, 16);
     let positions = [0, 3, 11];
@@ -153,6 +201,43 @@ fn packed_attention() {
     check("q", &q, &dq, |q| run(q, &k, &v).0);
     check("k", &k, &dk, |k| run(&q, k, &v).0);
     check("v", &v, &dv, |v| run(&q, &k, v).0);
+}
+
+#[test]
+fn packed_attention_in_both_directions() {
+    let heads = Heads {
+        queries: 2,
+        groups: 2,
+        size: 6,
+    };
+    let segments = [3, 1, 5];
+    let (q, k, v) = (numbers(9 * 12, 1), numbers(9 * 12, 2), numbers(9 * 12, 3));
+    let weights = numbers(9 * 12, 4);
+    let run = |q: &[f32], k: &[f32], v: &[f32]| {
+        let (mut output, mut log_sums) = (vec![0.0; 9 * 12], vec![0.0; 2 * 9]);
+        attention::forward_whole(heads, &segments, q, k, v, &mut output, &mut log_sums);
+        (weighted(&output, &weights), output, log_sums)
+    };
+    let (_, output, log_sums) = run(&q, &k, &v);
+    let (mut dq, mut dk, mut dv) = (vec![0.0; 9 * 12], vec![0.0; 9 * 12], vec![0.0; 9 * 12]);
+    let saved = attention::Forward {
+        q: &q,
+        k: &k,
+        v: &v,
+        output: &output,
+        log_sums: &log_sums,
+    };
+    attention::backward_whole(heads, &segments, saved, &weights, &mut dq, &mut dk, &mut dv);
+    check("q", &q, &dq, |q| run(q, &k, &v).0);
+    check("k", &k, &dk, |k| run(&q, k, &v).0);
+    check("v", &v, &dv, |v| run(&q, &k, v).0);
+    // The first token depends on the last of its segment and on nothing of another one.
+    let moved = |token: usize| {
+        let mut moved = v.clone();
+        moved[token * 12] += 1.0;
+        run(&q, &k, &moved).1[0]
+    };
+    assert!(moved(2) != output[0] && moved(3) == output[0]);
 }
 
 #[test]

@@ -24,9 +24,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         head_size: 32,
         maximum_positions: 1024,
         norm_epsilon: 1e-6,
-        rope_theta: 10_000.0,
+        rope: RopeSettings {
+            theta: 10_000.0,
+            scaling: RopeScaling::None,
+        },
         tied_embeddings: true,
-        attention_bias: true,
+        biases: Biases {
+            query_key_value: true,
+            ..Biases::default()
+        },
+        head_norms: false,
         bos_token_id: None,
         eos_token_ids: vec![],
     };

@@ -4,11 +4,14 @@
 //! refused by name: settings that are not implemented, unknown or missing tensors, wrong shapes, numbers that
 //! are not finite, and an adapter that changes nothing.
 
+use crate::adapter_error::AdapterError;
+use crate::adapter_layout::{HeadModule, Layout, Module, PREFIX};
+use crate::classifier_config::ClassifierConfig;
 use crate::config::ModelConfig;
 use crate::error::ModelError;
-use crate::lora::{LoraAdapter, LoraConfig, LowRank, MAXIMUM_RANK, Projection, scale};
+use crate::lora::{HeadWeights, LoraAdapter, LoraConfig, LowRank, MAXIMUM_RANK, Projection, scale};
 use crate::weights::{NamedTensor, decode, serialize, write_file};
-use safetensors::tensor::SafeTensors;
+use safetensors::tensor::{SafeTensors, TensorView};
 use serde::Deserialize;
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
@@ -18,111 +21,11 @@ use zerog_kernels::map::MappedFile;
 pub const ADAPTER_CONFIG_FILE: &str = "adapter_config.json";
 /// Name of the weight file.
 pub const ADAPTER_WEIGHTS_FILE: &str = "adapter_model.safetensors";
-
-/// What PEFT puts before the name of a module of a causal language model.
-const PREFIX: &str = "base_model.model.";
 /// Largest configuration file that is read.
-const MAXIMUM_CONFIG_BYTES: usize = 1024 * 1024;
+pub(crate) const MAXIMUM_CONFIG_BYTES: usize = 1024 * 1024;
 
-/// Why adapter files were refused.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum AdapterError {
-    /// The configuration is not JSON of the expected form.
-    #[error("{ADAPTER_CONFIG_FILE} is not valid: {source}")]
-    Config {
-        /// Place and reason.
-        #[source]
-        source: serde_json::Error,
-    },
-    /// The configuration is larger than any real one.
-    #[error("{ADAPTER_CONFIG_FILE} has {bytes} bytes, at most {MAXIMUM_CONFIG_BYTES} are read")]
-    ConfigTooLarge {
-        /// Its size.
-        bytes: usize,
-    },
-    /// The weight file is damaged.
-    #[error("{ADAPTER_WEIGHTS_FILE} is not a valid safetensors file: {source}")]
-    Weights {
-        /// What is wrong with it.
-        #[source]
-        source: safetensors::SafeTensorError,
-    },
-    /// A setting asks for something that is not implemented.
-    #[error("the adapter sets {setting} to {value}, which is not supported")]
-    UnsupportedSetting {
-        /// Name of the member.
-        setting: &'static str,
-        /// Its value.
-        value: String,
-    },
-    /// The rank is zero or too large.
-    #[error("the adapter's rank {rank} is not within 1 to {MAXIMUM_RANK}")]
-    Rank {
-        /// The rank.
-        rank: u64,
-    },
-    /// `lora_alpha` is not a positive number.
-    #[error("the adapter's lora_alpha {alpha} is not a positive number")]
-    Alpha {
-        /// The value.
-        alpha: f32,
-    },
-    /// A target module is not a linear layer of the base model.
-    #[error("target module {name:?} is not a linear layer of the base model")]
-    TargetModule {
-        /// Its name.
-        name: String,
-    },
-    /// There is no target module.
-    #[error("the adapter has no target module")]
-    NoTargetModule,
-    /// A tensor's name does not begin with `base_model.model.model.layers.`.
-    #[error("tensor {name} does not begin with {PREFIX}model.layers.")]
-    TensorPrefix {
-        /// Its name.
-        name: String,
-    },
-    /// A tensor belongs to no target module of the base model.
-    #[error("tensor {name} belongs to no target module of the base model")]
-    UnexpectedTensor {
-        /// Its name.
-        name: String,
-    },
-    /// A tensor of a target module is not in the file.
-    #[error("tensor {name} is missing")]
-    MissingTensor {
-        /// Its name.
-        name: String,
-    },
-    /// A tensor's shape does not follow from rank and base model.
-    #[error("tensor {name} has shape {found:?}, expected {expected:?}")]
-    Shape {
-        /// Its name.
-        name: String,
-        /// The required shape.
-        expected: [usize; 2],
-        /// The shape in the file.
-        found: Vec<usize>,
-    },
-    /// A tensor's element type is not F32, BF16 or F16.
-    #[error("tensor {name} has element type {found}, expected F32, BF16 or F16")]
-    ElementType {
-        /// Its name.
-        name: String,
-        /// The type in the file.
-        found: String,
-    },
-    /// A tensor holds infinity or something that is not a number.
-    #[error("tensor {name} holds a number that is not finite")]
-    NotFinite {
-        /// Its name.
-        name: String,
-    },
-    /// Every `B` is zero: the adapter would change nothing, so it was never trained.
-    #[error("every lora_B is zero, so the adapter changes nothing")]
-    NoEffect,
-}
+/// Modules that PEFT lists for every classifier, whether the model has them or not.
+const USUAL_HEADS: [&str; 2] = ["classifier", "score"];
 
 /// What the files say about the base model.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -136,6 +39,7 @@ pub struct AdapterIdentity {
 #[derive(Deserialize)]
 struct RawConfig {
     peft_type: String,
+    task_type: Option<String>,
     r: u64,
     lora_alpha: f32,
     #[serde(default)]
@@ -145,17 +49,11 @@ struct RawConfig {
     use_rslora: bool,
     #[serde(default)]
     use_dora: bool,
-    #[serde(default)]
-    fan_in_fan_out: bool,
     bias: Option<String>,
-    #[serde(default)]
-    modules_to_save: serde_json::Value,
-    #[serde(default)]
-    rank_pattern: serde_json::Value,
-    #[serde(default)]
-    alpha_pattern: serde_json::Value,
-    #[serde(default)]
-    layers_to_transform: serde_json::Value,
+    modules_to_save: Option<Vec<String>>,
+    init_lora_weights: Option<serde_json::Value>,
+    #[serde(flatten)]
+    others: HashMap<String, serde_json::Value>,
 }
 
 #[derive(Deserialize)]
@@ -165,17 +63,92 @@ enum Targets {
     Pattern(String),
 }
 
+/// Settings that change what the tensors mean and are not implemented; they must be absent, false or empty.
+const UNSUPPORTED: [&str; 21] = [
+    "fan_in_fan_out",
+    "rank_pattern",
+    "alpha_pattern",
+    "layers_to_transform",
+    "exclude_modules",
+    "megatron_config",
+    "trainable_token_indices",
+    "layer_replication",
+    "lora_bias",
+    "target_parameters",
+    "alora_invocation_tokens",
+    "use_qalora",
+    "use_bdlora",
+    "arrow_config",
+    "velora_config",
+    "kasa_config",
+    "monteclora_config",
+    "lora_ga_config",
+    "corda_config",
+    "loftq_config",
+    "eva_config",
+];
+/// Initialisations after which the adapter fits the base weights as published. Others change the base weights.
+const HARMLESS_INITIALISATIONS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
+
+/// Where a tensor belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Place {
+    /// `A`, `B` or the magnitudes of a linear layer.
+    Layer(usize, Projection, Part),
+    /// Weight or bias of a module of the head, by its number in the layout.
+    Head(usize, HeadPart),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Part {
+    A,
+    B,
+    Magnitude,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum HeadPart {
+    Weight,
+    Bias,
+}
+
+impl Part {
+    const ALL: [Self; 3] = [Self::A, Self::B, Self::Magnitude];
+
+    /// What follows the module's name.
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::A => ".lora_A.weight",
+            Self::B => ".lora_B.weight",
+            Self::Magnitude => ".lora_magnitude_vector",
+        }
+    }
+
+    fn shape(self, rank: usize, module: &Module) -> Vec<usize> {
+        match self {
+            Self::A => vec![rank, module.inputs],
+            Self::B => vec![module.outputs, rank],
+            Self::Magnitude => vec![module.outputs],
+        }
+    }
+}
+
+impl HeadPart {
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::Weight => ".weight",
+            Self::Bias => ".bias",
+        }
+    }
+}
+
 impl LoraAdapter {
     /// Reads the adapter in `directory`, which must fit a base model of `config`.
     ///
     /// # Errors
     /// [`ModelError::Io`] or [`ModelError::Adapter`].
     pub fn load(directory: &Path, config: &ModelConfig) -> Result<Self, ModelError> {
-        let path = directory.join(ADAPTER_CONFIG_FILE);
-        let settings = MappedFile::open(&path).map_err(ModelError::io(&path))?;
-        let path = directory.join(ADAPTER_WEIGHTS_FILE);
-        let weights = MappedFile::open(&path).map_err(ModelError::io(&path))?;
-        Ok(Self::from_bytes(&settings, &weights, config)?)
+        load(directory, &config.layout())
     }
 
     /// Reads an adapter from the bytes of its two files, for files that may not be written in clear.
@@ -187,67 +160,30 @@ impl LoraAdapter {
         weights: &[u8],
         config: &ModelConfig,
     ) -> Result<Self, AdapterError> {
-        let settings = read_settings(settings)?;
-        let file =
-            SafeTensors::deserialize(weights).map_err(|source| AdapterError::Weights { source })?;
-        let mut found: HashMap<(usize, Projection, bool), Vec<f32>> = HashMap::new();
-        for (name, tensor) in file.iter() {
-            let place = tensor_place(name)?;
-            let (layer, projection, is_a) = place;
-            if layer >= config.layers || !settings.targets.contains(&projection) {
-                return Err(AdapterError::UnexpectedTensor {
-                    name: name.to_owned(),
-                });
-            }
-            let (outputs, inputs) = config.projection_shape(projection);
-            let expected = if is_a {
-                [settings.rank, inputs]
-            } else {
-                [outputs, settings.rank]
-            };
-            if tensor.shape() != expected {
-                return Err(AdapterError::Shape {
-                    name: name.to_owned(),
-                    expected,
-                    found: tensor.shape().to_vec(),
-                });
-            }
-            let values = decode(name, tensor.dtype(), tensor.data()).map_err(|_| {
-                AdapterError::ElementType {
-                    name: name.to_owned(),
-                    found: format!("{:?}", tensor.dtype()),
-                }
-            })?;
-            if !values.iter().all(|value| value.is_finite()) {
-                return Err(AdapterError::NotFinite {
-                    name: name.to_owned(),
-                });
-            }
-            found.insert(place, values);
-        }
-        let mut layers = Vec::with_capacity(config.layers);
-        let mut changes = false;
-        for layer in 0..config.layers {
-            let mut row = <[Option<LowRank>; 7]>::default();
-            for projection in &settings.targets {
-                let mut take = |is_a| {
-                    found.remove(&(layer, *projection, is_a)).ok_or_else(|| {
-                        AdapterError::MissingTensor {
-                            name: tensor_name(layer, *projection, is_a),
-                        }
-                    })
-                };
-                let (a, b) = (take(true)?, take(false)?);
-                changes |= b.iter().any(|value| *value != 0.0);
-                let scale = scale(settings.alpha, settings.rank, settings.rank_stabilized);
-                row[projection.index()] = Some(LowRank::new(settings.rank, scale, a, &b));
-            }
-            layers.push(row);
-        }
-        if !changes {
-            return Err(AdapterError::NoEffect);
-        }
-        Ok(Self { settings, layers })
+        read(settings, weights, &config.layout())
+    }
+
+    /// As [`LoraAdapter::load`] for a classifier.
+    ///
+    /// # Errors
+    /// [`ModelError::Io`] or [`ModelError::Adapter`].
+    pub fn load_classifier(
+        directory: &Path,
+        config: &ClassifierConfig,
+    ) -> Result<Self, ModelError> {
+        load(directory, &config.layout())
+    }
+
+    /// As [`LoraAdapter::from_bytes`] for a classifier.
+    ///
+    /// # Errors
+    /// One variant of [`AdapterError`] for each thing that is checked.
+    pub fn classifier_from_bytes(
+        settings: &[u8],
+        weights: &[u8],
+        config: &ClassifierConfig,
+    ) -> Result<Self, AdapterError> {
+        read(settings, weights, &config.layout())
     }
 
     /// Writes both files into `directory`, each in one step.
@@ -267,19 +203,37 @@ impl LoraAdapter {
     /// # Errors
     /// [`AdapterError::Weights`] if the tensors cannot be written, which only a bug can cause.
     pub fn to_bytes(&self, identity: &AdapterIdentity) -> Result<(Vec<u8>, Vec<u8>), AdapterError> {
+        let layout = &self.layout;
         let mut tensors = Vec::new();
         for (layer, row) in self.layers.iter().enumerate() {
-            for (projection, pair) in Projection::ALL.into_iter().zip(row) {
-                let Some(pair) = pair else { continue };
-                let (inputs, outputs) = (
-                    pair.a.len() / pair.rank,
-                    pair.b_transposed.len() / pair.rank,
-                );
-                let name = tensor_name(layer, projection, true);
-                tensors.push(NamedTensor::f32(name, vec![pair.rank, inputs], &pair.a));
-                let name = tensor_name(layer, projection, false);
-                tensors.push(NamedTensor::f32(name, vec![outputs, pair.rank], &pair.b()));
+            for module in &layout.modules {
+                let Some(pair) = &row[module.projection.index()] else {
+                    continue;
+                };
+                let mut add = |part: Part, values: &[f32]| {
+                    let name = tensor_name(layout, layer, module, part);
+                    tensors.push(NamedTensor::f32(
+                        name,
+                        part.shape(pair.rank, module),
+                        values,
+                    ));
+                };
+                add(Part::A, &pair.a);
+                add(Part::B, &pair.b());
+                if let Some(magnitude) = pair.magnitude() {
+                    add(Part::Magnitude, magnitude);
+                }
             }
+        }
+        for module in &self.head {
+            let outputs = module.bias.len();
+            let mut add = |part: HeadPart, shape: Vec<usize>, values: &[f32]| {
+                let name = format!("{PREFIX}{}{}", module.name, part.suffix());
+                tensors.push(NamedTensor::f32(name, shape, values));
+            };
+            let inputs = module.weight.len() / outputs.max(1);
+            add(HeadPart::Weight, vec![outputs, inputs], &module.weight);
+            add(HeadPart::Bias, vec![outputs], &module.bias);
         }
         let weights = serialize(&tensors).map_err(|source| AdapterError::Weights { source })?;
         Ok((self.config_json(identity).into_bytes(), weights))
@@ -290,8 +244,9 @@ impl LoraAdapter {
         let targets: Vec<&str> = settings
             .targets
             .iter()
-            .map(|projection| projection.name())
+            .filter_map(|projection| Some(self.layout.module(*projection)?.name))
             .collect();
+        let saved: Vec<&str> = self.head.iter().map(|module| module.name).collect();
         // Shortest decimal of the single-precision number, so that 0.05 is not written as 0.05000000074.
         let decimal = |value: f32| value.to_string().parse::<f64>().unwrap_or(f64::from(value));
         let alpha = if settings.alpha.fract() == 0.0 && settings.alpha.abs() < 1e9 {
@@ -311,21 +266,169 @@ impl LoraAdapter {
             "layers_to_transform": null,
             "lora_alpha": alpha,
             "lora_dropout": decimal(settings.dropout),
-            "modules_to_save": null,
+            "modules_to_save": if saved.is_empty() { None } else { Some(saved) },
             "peft_type": "LORA",
             "r": settings.rank,
             "rank_pattern": {},
             "revision": identity.revision,
             "target_modules": targets,
-            "task_type": "CAUSAL_LM",
-            "use_dora": false,
+            "task_type": self.layout.task_type,
+            "use_dora": settings.dora,
             "use_rslora": settings.rank_stabilized,
         });
         format!("{value:#}\n")
     }
 }
 
-fn read_settings(bytes: &[u8]) -> Result<LoraConfig, AdapterError> {
+fn load(directory: &Path, layout: &Layout) -> Result<LoraAdapter, ModelError> {
+    let path = directory.join(ADAPTER_CONFIG_FILE);
+    let settings = MappedFile::open(&path).map_err(ModelError::io(&path))?;
+    let path = directory.join(ADAPTER_WEIGHTS_FILE);
+    let weights = MappedFile::open(&path).map_err(ModelError::io(&path))?;
+    Ok(read(&settings, &weights, layout)?)
+}
+
+fn read(settings: &[u8], weights: &[u8], layout: &Layout) -> Result<LoraAdapter, AdapterError> {
+    let settings = read_settings(settings, layout)?;
+    let file =
+        SafeTensors::deserialize(weights).map_err(|source| AdapterError::Weights { source })?;
+    let mut found: HashMap<Place, Vec<f32>> = HashMap::new();
+    for (name, tensor) in file.iter() {
+        let place = place(name, layout)?;
+        let (_, expected) = expectation(&place, &settings, layout, tensor.shape())
+            .ok_or_else(|| unexpected(name))?;
+        found.insert(place, checked_values(name, &tensor, expected)?);
+    }
+    let mut take = |place: Place, name: String| {
+        found
+            .remove(&place)
+            .ok_or(AdapterError::MissingTensor { name })
+    };
+    let mut layers = Vec::with_capacity(layout.layers);
+    let mut changes = false;
+    let scale = scale(settings.alpha, settings.rank, settings.rank_stabilized);
+    for layer in 0..layout.layers {
+        let mut row = <[Option<LowRank>; 7]>::default();
+        for module in &layout.modules {
+            if !settings.targets.contains(&module.projection) {
+                continue;
+            }
+            let mut part = |part| {
+                let name = tensor_name(layout, layer, module, part);
+                take(Place::Layer(layer, module.projection, part), name)
+            };
+            let (a, b) = (part(Part::A)?, part(Part::B)?);
+            changes |= b.iter().any(|value| *value != 0.0);
+            let mut pair = LowRank::new(settings.rank, scale, a, &b);
+            if settings.dora {
+                pair = pair.with_magnitude(part(Part::Magnitude)?);
+            }
+            row[module.projection.index()] = Some(pair);
+        }
+        layers.push(row);
+    }
+    let mut head = Vec::new();
+    for (number, module) in layout.head.iter().enumerate() {
+        let mut part = |part: HeadPart| {
+            let name = format!("{PREFIX}{}{}", module.name, part.suffix());
+            take(Place::Head(number, part), name)
+        };
+        match (part(HeadPart::Weight), part(HeadPart::Bias)) {
+            (Ok(weight), Ok(bias)) if weight.len() == bias.len() * module.inputs => {
+                head.push(HeadWeights {
+                    name: module.name,
+                    weight,
+                    bias,
+                });
+            }
+            (Ok(_), Ok(bias)) => {
+                return Err(AdapterError::Shape {
+                    name: format!("{PREFIX}{}.weight", module.name),
+                    expected: vec![bias.len(), module.inputs],
+                    found: Vec::new(),
+                });
+            }
+            (Err(_), Err(_)) if module.is_optional => {}
+            (Err(error), _) | (_, Err(error)) => return Err(error),
+        }
+    }
+    // A trained head is an effect by itself.
+    if !changes && head.is_empty() {
+        return Err(AdapterError::NoEffect);
+    }
+    Ok(LoraAdapter {
+        settings,
+        layers,
+        head,
+        layout: layout.clone(),
+    })
+}
+
+fn unexpected(name: &str) -> AdapterError {
+    AdapterError::UnexpectedTensor {
+        name: name.to_owned(),
+    }
+}
+
+/// The module of a place and the shape that a tensor there must have; `None` if there should be no tensor.
+fn expectation<'a>(
+    place: &Place,
+    settings: &LoraConfig,
+    layout: &'a Layout,
+    found: &[usize],
+) -> Option<(&'a str, Vec<usize>)> {
+    match *place {
+        Place::Layer(layer, projection, part) => {
+            let module = layout.module(projection)?;
+            let wanted = layer < layout.layers
+                && settings.targets.contains(&projection)
+                && (part != Part::Magnitude || settings.dora);
+            wanted.then(|| (module.name, part.shape(settings.rank, module)))
+        }
+        Place::Head(number, part) => {
+            let HeadModule {
+                name,
+                outputs,
+                inputs,
+                ..
+            } = *layout.head.get(number)?;
+            // The number of classes is whatever the file says, at least one.
+            let outputs = outputs.unwrap_or(found.first().copied().unwrap_or(0).max(1));
+            let shape = match part {
+                HeadPart::Weight => vec![outputs, inputs],
+                HeadPart::Bias => vec![outputs],
+            };
+            Some((name, shape))
+        }
+    }
+}
+
+fn checked_values(
+    name: &str,
+    tensor: &TensorView<'_>,
+    expected: Vec<usize>,
+) -> Result<Vec<f32>, AdapterError> {
+    if tensor.shape() != expected {
+        return Err(AdapterError::Shape {
+            name: name.to_owned(),
+            expected,
+            found: tensor.shape().to_vec(),
+        });
+    }
+    let values =
+        decode(name, tensor.dtype(), tensor.data()).map_err(|_| AdapterError::ElementType {
+            name: name.to_owned(),
+            found: format!("{:?}", tensor.dtype()),
+        })?;
+    if !values.iter().all(|value| value.is_finite()) {
+        return Err(AdapterError::NotFinite {
+            name: name.to_owned(),
+        });
+    }
+    Ok(values)
+}
+
+fn read_settings(bytes: &[u8], layout: &Layout) -> Result<LoraConfig, AdapterError> {
     if bytes.len() > MAXIMUM_CONFIG_BYTES {
         return Err(AdapterError::ConfigTooLarge { bytes: bytes.len() });
     }
@@ -336,31 +439,30 @@ fn read_settings(bytes: &[u8]) -> Result<LoraConfig, AdapterError> {
     if raw.peft_type != "LORA" {
         return unsupported("peft_type", raw.peft_type);
     }
-    for (setting, on) in [
-        ("use_dora", raw.use_dora),
-        ("fan_in_fan_out", raw.fan_in_fan_out),
-    ] {
-        if on {
-            return unsupported(setting, "true".to_owned());
-        }
+    if let Some(found) = raw.task_type.filter(|found| found != layout.task_type) {
+        return Err(AdapterError::TaskType {
+            found,
+            expected: layout.task_type,
+        });
     }
     if let Some(bias) = raw.bias.filter(|bias| bias != "none") {
         return unsupported("bias", bias);
     }
-    for (setting, value) in [
-        ("modules_to_save", raw.modules_to_save),
-        ("rank_pattern", raw.rank_pattern),
-        ("alpha_pattern", raw.alpha_pattern),
-        ("layers_to_transform", raw.layers_to_transform),
-    ] {
-        let empty = match &value {
-            serde_json::Value::Null => true,
-            serde_json::Value::Array(values) => values.is_empty(),
-            serde_json::Value::Object(members) => members.is_empty(),
-            _ => false,
-        };
-        if !empty {
+    for setting in UNSUPPORTED {
+        if let Some(value) = raw.others.get(setting).filter(|value| !is_empty(value)) {
             return unsupported(setting, value.to_string());
+        }
+    }
+    if let Some(serde_json::Value::String(name)) = raw.init_lora_weights
+        && !HARMLESS_INITIALISATIONS.contains(&name.as_str())
+    {
+        return unsupported("init_lora_weights", name);
+    }
+    for name in raw.modules_to_save.into_iter().flatten() {
+        let known = layout.head.iter().any(|module| module.name == name)
+            || !layout.head.is_empty() && USUAL_HEADS.contains(&name.as_str());
+        if !known {
+            return unsupported("modules_to_save", name);
         }
     }
     let rank = usize::try_from(raw.r)
@@ -373,13 +475,18 @@ fn read_settings(bytes: &[u8]) -> Result<LoraConfig, AdapterError> {
         });
     }
     let targets: BTreeSet<Projection> = match raw.target_modules {
-        Targets::Pattern(pattern) if pattern == "all-linear" => {
-            Projection::ALL.into_iter().collect()
-        }
+        Targets::Pattern(pattern) if pattern == "all-linear" => layout
+            .modules
+            .iter()
+            .map(|module| module.projection)
+            .collect(),
         Targets::Pattern(pattern) => return unsupported("target_modules", pattern),
         Targets::Names(names) => names
             .into_iter()
-            .map(|name| Projection::from_name(&name).ok_or(AdapterError::TargetModule { name }))
+            .map(|name| match layout.named(&name) {
+                Some(module) => Ok(module.projection),
+                None => Err(AdapterError::TargetModule { name }),
+            })
             .collect::<Result<_, _>>()?,
     };
     if targets.is_empty() {
@@ -390,41 +497,54 @@ fn read_settings(bytes: &[u8]) -> Result<LoraConfig, AdapterError> {
         alpha: raw.lora_alpha,
         dropout: raw.lora_dropout,
         rank_stabilized: raw.use_rslora,
+        dora: raw.use_dora,
         targets,
         seed: 0,
     })
 }
 
-fn tensor_name(layer: usize, projection: Projection, is_a: bool) -> String {
-    let matrix = if is_a { "lora_A" } else { "lora_B" };
+fn is_empty(value: &serde_json::Value) -> bool {
+    match value {
+        serde_json::Value::Null => true,
+        serde_json::Value::Bool(on) => !on,
+        serde_json::Value::Array(values) => values.is_empty(),
+        serde_json::Value::Object(members) => members.is_empty(),
+        serde_json::Value::Number(_) | serde_json::Value::String(_) => false,
+    }
+}
+
+fn tensor_name(layout: &Layout, layer: usize, module: &Module, part: Part) -> String {
     format!(
-        "{PREFIX}model.layers.{layer}.{}.{matrix}.weight",
-        projection.path()
+        "{PREFIX}{}{}",
+        layout.module_path(layer, module),
+        part.suffix()
     )
 }
 
-/// Layer, linear layer and whether it is `A`, from a tensor's name.
-fn tensor_place(name: &str) -> Result<(usize, Projection, bool), AdapterError> {
+/// Where a tensor belongs, from its name.
+fn place(name: &str, layout: &Layout) -> Result<Place, AdapterError> {
     let rest = name
         .strip_prefix(PREFIX)
-        .and_then(|rest| rest.strip_prefix("model.layers."));
-    let rest = rest.ok_or_else(|| AdapterError::TensorPrefix {
-        name: name.to_owned(),
-    })?;
-    let place = || {
-        let (layer, rest) = rest.split_once('.')?;
-        let (path, is_a) = match rest.strip_suffix(".lora_A.weight") {
-            Some(path) => (path, true),
-            None => (rest.strip_suffix(".lora_B.weight")?, false),
+        .ok_or_else(|| AdapterError::TensorPrefix {
+            name: name.to_owned(),
+        })?;
+    let in_head = layout.head.iter().enumerate().find_map(|(number, module)| {
+        let part = match rest.strip_prefix(module.name)? {
+            ".weight" => HeadPart::Weight,
+            ".bias" => HeadPart::Bias,
+            _ => return None,
         };
-        let projection = Projection::ALL
+        Some(Place::Head(number, part))
+    });
+    let in_layer = || {
+        let (layer, rest) = rest.strip_prefix(layout.layer_prefix)?.split_once('.')?;
+        let (path, part) = Part::ALL
             .into_iter()
-            .find(|projection| projection.path() == path)?;
+            .find_map(|part| Some((rest.strip_suffix(part.suffix())?, part)))?;
+        let module = layout.modules.iter().find(|module| module.path == path)?;
         // `01` and `+1` would name a layer twice.
         let number: usize = layer.parse().ok()?;
-        (number.to_string() == layer).then_some((number, projection, is_a))
+        (number.to_string() == layer).then_some(Place::Layer(number, module.projection, part))
     };
-    place().ok_or_else(|| AdapterError::UnexpectedTensor {
-        name: name.to_owned(),
-    })
+    in_head.or_else(in_layer).ok_or_else(|| unexpected(name))
 }

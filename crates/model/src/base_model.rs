@@ -35,6 +35,8 @@ pub(crate) struct LayerWeights {
     pub(crate) biases: [Option<Vec<f32>>; 7],
     pub(crate) input_norm: Vec<f32>,
     pub(crate) post_norm: Vec<f32>,
+    /// Norms of the heads of queries and keys, where the family has them.
+    pub(crate) head_norms: Option<[Vec<f32>; 2]>,
 }
 
 /// Where a model's tensors come from: files, random numbers or trained parameters.
@@ -57,6 +59,11 @@ pub(crate) fn input_norm_name(layer: usize) -> String {
 
 pub(crate) fn post_norm_name(layer: usize) -> String {
     format!("model.layers.{layer}.post_attention_layernorm.weight")
+}
+
+/// The norms of the heads of queries and keys.
+pub(crate) fn head_norm_names(layer: usize) -> [String; 2] {
+    ["q_norm", "k_norm"].map(|norm| format!("model.layers.{layer}.self_attn.{norm}.weight"))
 }
 
 impl BaseModel {
@@ -115,19 +122,30 @@ impl BaseModel {
             let Ok(linears) = <[Tensor; 7]>::try_from(linears) else {
                 unreachable!("one tensor for each of seven")
             };
+            let input_norm = source.vector(&input_norm_name(layer), hidden)?;
+            let post_norm = source.vector(&post_norm_name(layer), hidden)?;
+            let head_norms = match config.head_norms {
+                true => {
+                    let [queries, keys] = head_norm_names(layer);
+                    Some([
+                        source.vector(&queries, config.head_size)?,
+                        source.vector(&keys, config.head_size)?,
+                    ])
+                }
+                false => None,
+            };
             layers.push(LayerWeights {
                 linears,
                 biases,
-                input_norm: source.vector(&input_norm_name(layer), hidden)?,
-                post_norm: source.vector(&post_norm_name(layer), hidden)?,
+                input_norm,
+                post_norm,
+                head_norms,
             });
         }
         let final_norm = source.vector(FINAL_NORM, hidden)?;
-        let rope = RopeTable::new(
-            config.head_size,
-            config.rope_theta,
-            config.maximum_positions,
-        );
+        let rope = config
+            .rope
+            .table(config.head_size, config.maximum_positions);
         Ok(Self {
             config,
             embedding,
@@ -216,6 +234,12 @@ impl BaseModel {
                 vec![config.hidden_size],
                 Weight::F32(&weights.post_norm),
             );
+            for (name, norm) in head_norm_names(layer)
+                .into_iter()
+                .zip(weights.head_norms.iter().flatten())
+            {
+                add(name, vec![config.head_size], Weight::F32(norm));
+            }
         }
         add(
             FINAL_NORM.to_owned(),

@@ -3,6 +3,7 @@
 use crate::error::ModelError;
 use crate::lora::Projection;
 use crate::registry::ModelFamily;
+use crate::rope_scaling::{RawRope, RopeScaling, RopeSettings};
 use serde::Deserialize;
 use std::path::Path;
 use zerog_kernels::attention::Heads;
@@ -37,16 +38,29 @@ pub struct ModelConfig {
     pub maximum_positions: usize,
     /// Added to the mean square in every normalisation.
     pub norm_epsilon: f32,
-    /// Base of the rotary angles.
-    pub rope_theta: f64,
+    /// Rotary position embedding.
+    pub rope: RopeSettings,
     /// Whether the embedding is also the output head.
     pub tied_embeddings: bool,
-    /// Whether queries, keys and values have a bias.
-    pub attention_bias: bool,
+    /// Which linear layers have a bias.
+    pub biases: Biases,
+    /// Whether every head of queries and keys is normalised before it is rotated.
+    pub head_norms: bool,
     /// Token that starts a sequence, if the model names one.
     pub bos_token_id: Option<u32>,
     /// Tokens that end a sequence.
     pub eos_token_ids: Vec<u32>,
+}
+
+/// Which linear layers of a decoder have a bias.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Biases {
+    /// Queries, keys and values.
+    pub query_key_value: bool,
+    /// The output of attention.
+    pub output: bool,
+    /// The three of the feed-forward block.
+    pub feed_forward: bool,
 }
 
 #[derive(Deserialize)]
@@ -60,29 +74,25 @@ struct Raw {
     num_attention_heads: usize,
     num_key_value_heads: Option<usize>,
     head_dim: Option<usize>,
-    #[serde(default = "default_positions")]
-    max_position_embeddings: usize,
+    max_position_embeddings: Option<usize>,
     #[serde(default = "default_epsilon")]
     rms_norm_eps: f32,
     rope_theta: Option<f64>,
-    rope_scaling: Option<serde_json::Value>,
-    rope_parameters: Option<RopeParameters>,
+    rope_scaling: Option<RawRope>,
+    /// The form that newer `transformers` releases write instead of the two above.
+    rope_parameters: Option<RawRope>,
+    tie_word_embeddings: Option<bool>,
+    attention_bias: Option<bool>,
     #[serde(default)]
-    tie_word_embeddings: bool,
+    mlp_bias: bool,
     #[serde(default = "default_activation")]
     hidden_act: String,
     #[serde(default)]
     use_sliding_window: bool,
+    layer_types: Option<Vec<String>>,
     bos_token_id: Option<u32>,
     eos_token_id: Option<TokenIds>,
     quantization_config: Option<serde_json::Value>,
-}
-
-/// The form that newer `transformers` releases write instead of `rope_theta`.
-#[derive(Deserialize)]
-struct RopeParameters {
-    rope_theta: Option<f64>,
-    rope_type: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -90,10 +100,6 @@ struct RopeParameters {
 enum TokenIds {
     One(u32),
     Many(Vec<u32>),
-}
-
-fn default_positions() -> usize {
-    32_768
 }
 
 fn default_epsilon() -> f32 {
@@ -146,17 +152,44 @@ impl ModelConfig {
         if let Some(value) = raw.quantization_config.filter(|value| !value.is_null()) {
             return unsupported("quantization_config", value.to_string());
         }
-        if let Some(value) = raw.rope_scaling.filter(|value| !value.is_null()) {
-            return unsupported("rope_scaling", value.to_string());
-        }
-        let parameters = raw.rope_parameters;
-        if let Some(kind) = parameters
-            .as_ref()
-            .and_then(|parameters| parameters.rope_type.clone())
-            && kind != "default"
+        if let Some(kind) = raw
+            .layer_types
+            .into_iter()
+            .flatten()
+            .find(|kind| kind != "full_attention")
         {
-            return unsupported("rope_type", kind);
+            return unsupported("layer_types", kind);
         }
+        // What a file leaves out has the family's default in `transformers`.
+        let maximum_positions = raw.max_position_embeddings.unwrap_or(match family {
+            ModelFamily::Llama => 2048,
+            _ => 32_768,
+        });
+        let head_size = raw.head_dim.unwrap_or(match family {
+            ModelFamily::Qwen3 => 128,
+            _ => raw.hidden_size / raw.num_attention_heads.max(1),
+        });
+        let rope = RopeSettings::from_raw(
+            raw.rope_parameters.or(raw.rope_scaling),
+            raw.rope_theta,
+            maximum_positions,
+        )?;
+        // Qwen2 has its biases without a setting; the others have them by setting, the output included.
+        let attention_bias = raw.attention_bias.unwrap_or(false);
+        let biases = match family {
+            ModelFamily::Qwen2 => Biases {
+                query_key_value: true,
+                ..Biases::default()
+            },
+            ModelFamily::Qwen3 | ModelFamily::Llama => Biases {
+                query_key_value: attention_bias,
+                output: attention_bias,
+                feed_forward: raw.mlp_bias && family == ModelFamily::Llama,
+            },
+            ModelFamily::DistilBert => {
+                return Err(ModelError::NotADecoder);
+            }
+        };
         let config = Self {
             family,
             vocabulary_size: raw.vocab_size,
@@ -165,19 +198,13 @@ impl ModelConfig {
             layers: raw.num_hidden_layers,
             query_heads: raw.num_attention_heads,
             key_value_heads: raw.num_key_value_heads.unwrap_or(raw.num_attention_heads),
-            head_size: raw
-                .head_dim
-                .unwrap_or(raw.hidden_size / raw.num_attention_heads.max(1)),
-            maximum_positions: raw.max_position_embeddings,
+            head_size,
+            maximum_positions,
             norm_epsilon: raw.rms_norm_eps,
-            rope_theta: parameters
-                .and_then(|parameters| parameters.rope_theta)
-                .or(raw.rope_theta)
-                .unwrap_or(10_000.0),
-            tied_embeddings: raw.tie_word_embeddings,
-            attention_bias: match family {
-                ModelFamily::Qwen2 => true,
-            },
+            rope,
+            tied_embeddings: raw.tie_word_embeddings.unwrap_or(false),
+            biases,
+            head_norms: family == ModelFamily::Qwen3,
             bos_token_id: raw.bos_token_id,
             eos_token_ids: match raw.eos_token_id {
                 None => Vec::new(),
@@ -239,7 +266,7 @@ impl ModelConfig {
             [id] => serde_json::json!(id),
             ids => serde_json::json!(ids),
         };
-        let value = serde_json::json!({
+        let mut value = serde_json::json!({
             "architectures": [self.family.architecture()],
             "attention_dropout": 0.0,
             "bos_token_id": self.bos_token_id,
@@ -257,14 +284,31 @@ impl ModelConfig {
             "num_key_value_heads": self.key_value_heads,
             // The shortest decimal that reads back as the same number.
             "rms_norm_eps": self.norm_epsilon.to_string().parse::<f64>().unwrap_or(1e-6),
-            "rope_theta": self.rope_theta,
-            "sliding_window": null,
+            "rope_theta": self.rope.theta,
             "tie_word_embeddings": self.tied_embeddings,
             "torch_dtype": "bfloat16",
             "use_cache": true,
-            "use_sliding_window": false,
             "vocab_size": self.vocabulary_size,
         });
+        if self.rope.scaling != RopeScaling::None {
+            value["rope_parameters"] = self.rope.to_json();
+        }
+        match self.family {
+            ModelFamily::Qwen2 => {
+                value["sliding_window"] = serde_json::Value::Null;
+                value["use_sliding_window"] = false.into();
+            }
+            ModelFamily::Qwen3 => {
+                value["sliding_window"] = serde_json::Value::Null;
+                value["use_sliding_window"] = false.into();
+                value["attention_bias"] = self.biases.query_key_value.into();
+            }
+            ModelFamily::Llama => {
+                value["attention_bias"] = self.biases.query_key_value.into();
+                value["mlp_bias"] = self.biases.feed_forward.into();
+            }
+            ModelFamily::DistilBert => {}
+        }
         format!("{value:#}\n")
     }
 
@@ -291,11 +335,11 @@ impl ModelConfig {
 
     /// Whether a linear layer has a bias.
     pub(crate) fn has_bias(&self, projection: Projection) -> bool {
-        self.attention_bias
-            && matches!(
-                projection,
-                Projection::Query | Projection::Key | Projection::Value
-            )
+        match projection {
+            Projection::Query | Projection::Key | Projection::Value => self.biases.query_key_value,
+            Projection::Output => self.biases.output,
+            Projection::Gate | Projection::Up | Projection::Down => self.biases.feed_forward,
+        }
     }
 
     pub(crate) fn heads(&self) -> Heads {
@@ -326,7 +370,12 @@ impl ModelConfig {
         } else {
             2 * embedding
         };
-        self.layers * (layer + 2 * self.hidden_size) + self.hidden_size + embeddings
+        let head_norms = if self.head_norms {
+            2 * self.head_size
+        } else {
+            0
+        };
+        self.layers * (layer + head_norms + 2 * self.hidden_size) + self.hidden_size + embeddings
     }
 }
 
@@ -363,10 +412,8 @@ mod tests {
             r#""rope_theta":1000000.0"#,
             r#""rope_parameters":{"rope_theta":500000.0,"rope_type":"default"}"#,
         );
-        assert_eq!(
-            ModelConfig::from_json(text.as_bytes()).unwrap().rope_theta,
-            500_000.0
-        );
+        let rope = ModelConfig::from_json(text.as_bytes()).unwrap().rope;
+        assert_eq!((rope.theta, rope.scaling), (500_000.0, RopeScaling::None));
     }
 
     #[test]

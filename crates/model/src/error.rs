@@ -1,6 +1,6 @@
 //! What can go wrong with models and their files.
 
-use crate::adapter_files::AdapterError;
+use crate::adapter_error::AdapterError;
 use std::path::PathBuf;
 
 /// A failure of loading, training or serving a model.
@@ -24,11 +24,19 @@ pub enum ModelError {
         source: serde_json::Error,
     },
     /// The model's architecture is not one that can be run.
-    #[error("architecture {found:?} is not supported (supported: Qwen2ForCausalLM)")]
+    #[error(
+        "architecture {found:?} is not supported (supported: Qwen2ForCausalLM, Qwen3ForCausalLM, LlamaForCausalLM, DistilBertForSequenceClassification)"
+    )]
     UnsupportedArchitecture {
         /// `architectures` or `model_type` of the configuration.
         found: String,
     },
+    /// An encoder was loaded where a decoder is needed.
+    #[error("this model classifies text, it does not continue it; use a language model here")]
+    NotADecoder,
+    /// A decoder was loaded where an encoder is needed.
+    #[error("this model continues text, it does not classify it; use a classification model here")]
+    NotAClassifier,
     /// The configuration asks for something that is not implemented.
     #[error("the configuration sets {setting} to {value}, which is not supported")]
     UnsupportedSetting {

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use zerog_kernels::activation::silu_gate;
 use zerog_kernels::attention::{CachedRow, forward_cached};
 use zerog_kernels::matmul::{Shape, Write, forward_batch_invariant};
-use zerog_kernels::norm::rms_norm;
+use zerog_kernels::norm::{rms_norm, rms_norm_in_place};
 use zerog_kernels::reduce::{add_assign, add_bias};
 
 /// Multiplications of a batch below which it is computed on the calling thread.
@@ -183,6 +183,10 @@ impl BaseModel {
             run(Projection::Query, y, q);
             run(Projection::Key, y, k);
             run(Projection::Value, y, v);
+            if let Some([queries, keys]) = &layer.head_norms {
+                rms_norm_in_place(q, queries, epsilon);
+                rms_norm_in_place(k, keys, epsilon);
+            }
             self.rope.rotate(q, &positions);
             self.rope.rotate(k, &positions);
             let width = config.key_width();
@@ -269,7 +273,8 @@ impl BaseModel {
             y,
             Write::Replace,
         );
-        if let Some(bias) = &weights.biases[projection.index()] {
+        let bias = weights.biases[projection.index()].as_deref();
+        if let Some(bias) = bias {
             add_bias(y, bias);
         }
         for group in groups {
@@ -279,12 +284,12 @@ impl BaseModel {
             let x = &x[group.tokens.start * inputs..group.tokens.end * inputs];
             let y = &mut y[group.tokens.start * outputs..group.tokens.end * outputs];
             if group.tokens.len() <= DELTA_ROWS {
-                pair.add_delta(group.tokens.len(), x, y, low);
+                pair.adapt(group.tokens.len(), x, y, (weight, bias), low);
             } else {
                 y.par_chunks_mut(DELTA_ROWS * outputs)
                     .zip(x.par_chunks(DELTA_ROWS * inputs))
                     .for_each_init(Vec::new, |low, (y, x)| {
-                        pair.add_delta(y.len() / outputs, x, y, low)
+                        pair.adapt(y.len() / outputs, x, y, (weight, bias), low)
                     });
             }
         }

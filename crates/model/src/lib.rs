@@ -8,32 +8,42 @@
 //!
 //! What a batch contains, when to step and where files go is decided by the callers.
 
+mod adapter_error;
 mod adapter_files;
+mod adapter_layout;
 mod base_model;
 mod batch;
+mod classifier_config;
 mod config;
+mod decoder;
 mod error;
 mod inference;
 mod kv_cache;
+mod linear;
 mod lora;
+mod noise;
 mod parameters;
-mod qwen;
 mod registry;
+mod rope_scaling;
 mod sampling;
+mod trainable;
 mod training;
 mod weights;
 
-pub use adapter_files::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, AdapterError, AdapterIdentity};
+pub use adapter_error::AdapterError;
+pub use adapter_files::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, AdapterIdentity};
 pub use base_model::BaseModel;
 pub use batch::{NO_LABEL, PackedBatch};
-pub use config::ModelConfig;
+pub use classifier_config::ClassifierConfig;
+pub use config::{Biases, ModelConfig};
 pub use error::ModelError;
 pub use inference::{InferenceScratch, LogitsWanted, Row};
 pub use kv_cache::KvCache;
 pub use lora::{LoraAdapter, LoraConfig, Projection};
+pub use parameters::Parameters;
 pub use registry::ModelFamily;
+pub use rope_scaling::{RopeScaling, RopeSettings};
 pub use sampling::{Sampled, Sampler, SamplingParams, log_probabilities, top_log_probabilities};
-pub use training::{
-    AdapterUse, ClippedScale, StepLoss, StepOptions, TrainableModel, UpdateOptions,
-};
+pub use trainable::{ClippedScale, Trainable, UpdateOptions};
+pub use training::{AdapterUse, StepLoss, StepOptions, TrainableModel};
 pub use zerog_kernels::matmul::Precision;

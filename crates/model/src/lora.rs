@@ -1,8 +1,11 @@
 //! Low-rank adapters: `y = W·x + s · B·(A·x)` on any subset of the linear layers.
 
+use crate::adapter_layout::Layout;
 use crate::config::ModelConfig;
 use crate::error::ModelError;
+use crate::linear::{adapted_lengths, row_squares};
 use std::collections::BTreeSet;
+use std::sync::OnceLock;
 use zerog_kernels::matmul::{Shape, Weight, Write, forward_batch_invariant};
 use zerog_kernels::noise::NoiseKey;
 use zerog_kernels::reduce::add_scaled;
@@ -10,7 +13,7 @@ use zerog_kernels::reduce::add_scaled;
 /// Largest rank accepted in files and settings.
 pub(crate) const MAXIMUM_RANK: usize = 512;
 
-/// A linear layer of a decoder layer.
+/// A linear layer of a decoder layer. An encoder layer has the same ones under other names, without the gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Projection {
     /// `self_attn.q_proj`
@@ -62,12 +65,16 @@ impl Projection {
     }
 
     /// The path below a decoder layer, for example `self_attn.q_proj`.
-    pub(crate) fn path(self) -> String {
-        let parent = match self {
-            Self::Query | Self::Key | Self::Value | Self::Output => "self_attn",
-            Self::Gate | Self::Up | Self::Down => "mlp",
-        };
-        format!("{parent}.{}", self.name())
+    pub(crate) fn path(self) -> &'static str {
+        match self {
+            Self::Query => "self_attn.q_proj",
+            Self::Key => "self_attn.k_proj",
+            Self::Value => "self_attn.v_proj",
+            Self::Output => "self_attn.o_proj",
+            Self::Gate => "mlp.gate_proj",
+            Self::Up => "mlp.up_proj",
+            Self::Down => "mlp.down_proj",
+        }
     }
 
     pub(crate) fn index(self) -> usize {
@@ -86,6 +93,8 @@ pub struct LoraConfig {
     pub dropout: f32,
     /// Scale `alpha / sqrt(rank)` instead of `alpha / rank`.
     pub rank_stabilized: bool,
+    /// Train the length of every row of `W + s·B·A` apart from its direction (DoRA, Liu et al. 2024).
+    pub dora: bool,
     /// Linear layers that get an adapter.
     pub targets: BTreeSet<Projection>,
     /// Start of the random numbers of the initialisation, of dropout and of noise.
@@ -99,6 +108,7 @@ impl Default for LoraConfig {
             alpha: 16.0,
             dropout: 0.0,
             rank_stabilized: false,
+            dora: false,
             targets: Projection::ALL.into_iter().collect(),
             seed: 0,
         }
@@ -163,6 +173,22 @@ pub(crate) struct LowRank {
     pub(crate) a: Vec<f32>,
     /// `(rank, outputs)`: `B` transposed, so that serving adds whole rows.
     pub(crate) b_transposed: Vec<f32>,
+    /// Trained lengths of the rows of `W + s·B·A`.
+    magnitude: Option<Magnitude>,
+}
+
+/// The trained lengths `m` of rows, and `m / |W + s·B·A|` once the base weight is known.
+#[derive(Clone, Debug)]
+struct Magnitude {
+    lengths: Vec<f32>,
+    factors: OnceLock<Vec<f32>>,
+}
+
+impl PartialEq for Magnitude {
+    /// Factors follow from the rest.
+    fn eq(&self, other: &Self) -> bool {
+        self.lengths == other.lengths
+    }
 }
 
 impl LowRank {
@@ -180,7 +206,42 @@ impl LowRank {
             scale,
             a,
             b_transposed,
+            magnitude: None,
         }
+    }
+
+    /// With trained lengths of rows `(outputs)`.
+    pub(crate) fn with_magnitude(mut self, lengths: Vec<f32>) -> Self {
+        self.magnitude = Some(Magnitude {
+            lengths,
+            factors: OnceLock::new(),
+        });
+        self
+    }
+
+    /// The trained lengths of rows, if there are any.
+    pub(crate) fn magnitude(&self) -> Option<&[f32]> {
+        self.magnitude
+            .as_ref()
+            .map(|magnitude| magnitude.lengths.as_slice())
+    }
+
+    /// What the rows of `W + s·B·A` are multiplied by. The first call fixes the base weight: an adapter is loaded
+    /// for one base model.
+    fn factors(&self, weight: Weight<'_>) -> Option<&[f32]> {
+        let magnitude = self.magnitude.as_ref()?;
+        let factors = magnitude.factors.get_or_init(|| {
+            let squares = row_squares(weight, self.a.len() / self.rank);
+            let lengths =
+                adapted_lengths(weight, &squares, &self.a, &self.b(), self.rank, self.scale);
+            magnitude
+                .lengths
+                .iter()
+                .zip(lengths)
+                .map(|(wanted, length)| wanted / length)
+                .collect()
+        });
+        Some(factors)
     }
 
     /// `B (outputs, rank)`.
@@ -195,8 +256,37 @@ impl LowRank {
         b
     }
 
-    /// Adds the delta of `x (rows, inputs)` to `y (rows, outputs)`; every row is computed by itself.
-    pub(crate) fn add_delta(&self, rows: usize, x: &[f32], y: &mut [f32], scratch: &mut Vec<f32>) {
+    /// Turns `y (rows, outputs) = x·Wᵀ + b` into the adapted output; every row is computed by itself.
+    pub(crate) fn adapt(
+        &self,
+        rows: usize,
+        x: &[f32],
+        y: &mut [f32],
+        (weight, bias): (Weight<'_>, Option<&[f32]>),
+        scratch: &mut Vec<f32>,
+    ) {
+        self.add_delta(rows, x, y, scratch);
+        let Some(factors) = self.factors(weight) else {
+            return;
+        };
+        for y in y.chunks_exact_mut(factors.len()) {
+            match bias {
+                None => y
+                    .iter_mut()
+                    .zip(factors)
+                    .for_each(|(y, factor)| *y *= factor),
+                // Only the product with the weight is rescaled.
+                Some(bias) => y
+                    .iter_mut()
+                    .zip(factors)
+                    .zip(bias)
+                    .for_each(|((y, factor), bias)| *y = (*y - bias) * factor + bias),
+            }
+        }
+    }
+
+    /// Adds the delta of `x (rows, inputs)` to `y (rows, outputs)`.
+    fn add_delta(&self, rows: usize, x: &[f32], y: &mut [f32], scratch: &mut Vec<f32>) {
         let (inputs, outputs) = (
             self.a.len() / self.rank,
             self.b_transposed.len() / self.rank,
@@ -224,8 +314,22 @@ impl LowRank {
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraAdapter {
     pub(crate) settings: LoraConfig,
-    /// For each decoder layer, the matrices of each linear layer.
+    /// For each layer, the matrices of each linear layer.
     pub(crate) layers: Vec<[Option<LowRank>; 7]>,
+    /// Modules of a classifier's head that were trained whole, in the order of the layout.
+    pub(crate) head: Vec<HeadWeights>,
+    /// The modules of the model that it was made for.
+    pub(crate) layout: Layout,
+}
+
+/// A linear layer of a classifier's head.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct HeadWeights {
+    pub(crate) name: &'static str,
+    /// `(outputs, inputs)`
+    pub(crate) weight: Vec<f32>,
+    /// `(outputs)`
+    pub(crate) bias: Vec<f32>,
 }
 
 impl LoraAdapter {
@@ -239,19 +343,33 @@ impl LoraAdapter {
     pub fn bytes(&self) -> usize {
         let pairs = self.layers.iter().flatten().flatten();
         pairs
-            .map(|pair| (pair.a.len() + pair.b_transposed.len()) * size_of::<f32>())
+            .map(|pair| {
+                let lengths = pair.magnitude().map_or(0, <[f32]>::len);
+                (pair.a.len() + pair.b_transposed.len() + lengths) * size_of::<f32>()
+            })
             .sum()
     }
 
     /// Whether its matrices have the shapes of `config`.
     pub fn fits(&self, config: &ModelConfig) -> bool {
-        self.layers.len() == config.layers
+        self.head.is_empty()
+            && self.has_shapes(config.layers, |projection| {
+                config.projection_shape(projection)
+            })
+    }
+
+    pub(crate) fn has_shapes(
+        &self,
+        layers: usize,
+        shape: impl Fn(Projection) -> (usize, usize),
+    ) -> bool {
+        self.layers.len() == layers
             && self.layers.iter().all(|layer| {
                 Projection::ALL
                     .into_iter()
                     .zip(layer)
                     .all(|(projection, pair)| {
-                        let (outputs, inputs) = config.projection_shape(projection);
+                        let (outputs, inputs) = shape(projection);
                         pair.as_ref().is_none_or(|pair| {
                             pair.a.len() == pair.rank * inputs
                                 && pair.b_transposed.len() == pair.rank * outputs

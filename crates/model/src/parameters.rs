@@ -8,9 +8,10 @@ use zerog_kernels::reduce::sum_of_squares;
 /// First bytes of exported state: format and version.
 const MAGIC: &[u8; 8] = b"ZGTRAIN1";
 
-/// Named tensors that are trained, with everything that an update needs.
+/// Named tensors that are trained, with everything that an update needs. Names are those of the model's files,
+/// for example `model.layers.0.self_attn.q_proj.lora_A`.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Parameters {
+pub struct Parameters {
     slots: Vec<Slot>,
     pub(crate) values: Vec<f32>,
     pub(crate) gradients: Vec<f32>,
@@ -43,8 +44,49 @@ impl Parameters {
         range
     }
 
-    pub(crate) fn len(&self) -> usize {
+    /// Number of trained numbers.
+    pub fn len(&self) -> usize {
         self.values.len()
+    }
+
+    /// Whether nothing is trained.
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+
+    /// Names of the tensors, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.slots.iter().map(|slot| slot.name.as_str())
+    }
+
+    /// The numbers of a tensor, row by row.
+    pub fn value(&self, name: &str) -> Option<&[f32]> {
+        Some(&self.values[self.place(name)?])
+    }
+
+    /// The gradient of a tensor, added up since the last update.
+    pub fn gradient(&self, name: &str) -> Option<&[f32]> {
+        Some(&self.gradients[self.place(name)?])
+    }
+
+    /// Replaces the numbers of a tensor; its moments stay.
+    ///
+    /// # Errors
+    /// [`ModelError::StateMismatch`] if there is no such tensor or it has another size.
+    pub fn set(&mut self, name: &str, values: &[f32]) -> Result<(), ModelError> {
+        let place = self
+            .place(name)
+            .filter(|place| place.len() == values.len())
+            .ok_or(ModelError::StateMismatch {
+                reason: "it has other parameters",
+            })?;
+        self.values[place].copy_from_slice(values);
+        Ok(())
+    }
+
+    fn place(&self, name: &str) -> Option<Range<usize>> {
+        let slot = self.slots.iter().find(|slot| slot.name == name)?;
+        Some(slot.range.clone())
     }
 
     /// Names and places, in order.

@@ -3,29 +3,28 @@
 use crate::base_model::{self, BaseModel, TensorSource};
 use crate::batch::{PackedBatch, check_tokens};
 use crate::config::ModelConfig;
+use crate::decoder::{self, Decoder, Layer, Workspace};
 use crate::error::ModelError;
 use crate::inference::{InferenceScratch, LogitsWanted, Row};
 use crate::kv_cache::KvCache;
+use crate::linear::{Delta, Linear, Trained};
 use crate::lora::{LoraAdapter, LoraConfig, LowRank, Projection};
+use crate::noise::Noise;
 use crate::parameters::Parameters;
-use crate::qwen::{self, Decoder, Delta, Layer, Linear, Noise, Trained, Workspace};
+use crate::trainable::Trainable;
 use crate::weights::Tensor;
 use half::bf16;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
-use zerog_kernels::adamw::AdamW;
 use zerog_kernels::matmul::{Precision, Weight};
-use zerog_kernels::noise::NoiseKey;
 use zerog_kernels::rope::RopeTable;
 
 /// A model in training: an adapter on a frozen base, or every parameter.
 ///
-/// One optimiser step is any number of [`forward_backward`](Self::forward_backward) calls, whose gradients
-/// add up, and one [`apply_update`](Self::apply_update). Gradients are of the loss **sum**; the update's
-/// `gradient_scale` divides by the number of supervised tokens of all its batches, so that accumulation gives
-/// the same step as one large batch. The same calls give the same bits on any number of threads.
+/// Gradients are of the loss **sum** over supervised tokens. The same calls give the same bits on any number of
+/// threads.
 #[derive(Debug)]
 pub struct TrainableModel {
     mode: Mode,
@@ -69,6 +68,7 @@ struct LayerPlaces {
     biases: [Option<Range<usize>>; 7],
     input_norm: Range<usize>,
     post_norm: Range<usize>,
+    head_norms: Option<[Range<usize>; 2]>,
 }
 
 /// What differs between the batches of a run.
@@ -105,30 +105,6 @@ impl StepLoss {
         self.loss_sum += other.loss_sum;
         self.supervised_tokens += other.supervised_tokens;
     }
-}
-
-/// The numbers of one AdamW update.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct UpdateOptions {
-    /// Learning rate.
-    pub learning_rate: f32,
-    /// Decoupled weight decay, not applied to biases and norms.
-    pub weight_decay: f32,
-    /// Decay rates of the moments.
-    pub betas: (f32, f32),
-    /// Added to the root of the second moment.
-    pub epsilon: f32,
-    /// Factor of the accumulated gradients, see [`TrainableModel::clipped_scale`].
-    pub gradient_scale: f32,
-}
-
-/// Result of [`TrainableModel::clipped_scale`].
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct ClippedScale {
-    /// Norm of the mean gradient before clipping.
-    pub gradient_norm: f64,
-    /// Factor that takes the mean over tokens and clips.
-    pub scale: f32,
 }
 
 /// Whether [`TrainableModel::logits`] uses the adapter.
@@ -239,11 +215,19 @@ impl TrainableModel {
                 parameters.add(base_model::input_norm_name(index), &layer.input_norm, false);
             let post_norm =
                 parameters.add(base_model::post_norm_name(index), &layer.post_norm, false);
+            let head_norms = layer.head_norms.as_ref().map(|[queries, keys]| {
+                let [query_name, key_name] = base_model::head_norm_names(index);
+                [
+                    parameters.add(query_name, queries, false),
+                    parameters.add(key_name, keys, false),
+                ]
+            });
             layers.push(LayerPlaces {
                 weights,
                 biases,
                 input_norm,
                 post_norm,
+                head_norms,
             });
         }
         let places = FullPlaces {
@@ -279,16 +263,6 @@ impl TrainableModel {
         }
     }
 
-    /// Number of parameters that are trained.
-    pub fn trainable_parameters(&self) -> usize {
-        self.parameters.len()
-    }
-
-    /// Number of updates so far.
-    pub fn updates(&self) -> u64 {
-        self.parameters.updates
-    }
-
     /// Loss of `batch`; the gradients of its sum are added to those of earlier calls.
     ///
     /// # Errors
@@ -304,14 +278,7 @@ impl TrainableModel {
             Mode::Lora { lora, .. } => (lora.seed, lora.dropout),
             Mode::Full { seed, .. } => (*seed, 0.0),
         };
-        let key = NoiseKey::new(seed)
-            .child(0x57e9)
-            .child(options.batch_number);
-        let noise = Noise {
-            key,
-            dropout,
-            neftune_alpha: options.neftune_alpha,
-        };
+        let noise = Noise::new(seed, options.batch_number, dropout, options.neftune_alpha);
         let Parameters {
             values, gradients, ..
         } = &mut self.parameters;
@@ -319,7 +286,7 @@ impl TrainableModel {
         let (space, precision) = (&mut self.space, self.precision);
         // Inside the pool from the start: entering it once is cheaper than once for every operation.
         let loss = rayon::scope(|_| {
-            qwen::forward_backward(&decoder, batch, &noise, gradients, space, precision)
+            decoder::forward_backward(&decoder, batch, &noise, gradients, space, precision)
         });
         finite(loss)
     }
@@ -333,63 +300,8 @@ impl TrainableModel {
         let decoder = self.mode.decoder(&self.parameters.values);
         let (space, precision) = (&mut self.space, self.precision);
         finite(rayon::scope(|_| {
-            qwen::evaluate(&decoder, batch, space, precision)
+            decoder::evaluate(&decoder, batch, space, precision)
         }))
-    }
-
-    /// Norm of the accumulated gradients of the loss sum.
-    pub fn gradient_norm(&self) -> f64 {
-        self.parameters.gradient_norm()
-    }
-
-    /// The factor that turns the accumulated gradients into the mean over `supervised_tokens`, clipped to
-    /// `maximum_norm` if given.
-    pub fn clipped_scale(
-        &self,
-        supervised_tokens: usize,
-        maximum_norm: Option<f32>,
-    ) -> ClippedScale {
-        let mean = 1.0 / supervised_tokens.max(1) as f64;
-        let gradient_norm = self.gradient_norm() * mean;
-        // The same small number as in `torch.nn.utils.clip_grad_norm_`.
-        let clip = maximum_norm.map_or(1.0, |limit| {
-            (f64::from(limit) / (gradient_norm + 1e-6)).min(1.0)
-        });
-        ClippedScale {
-            gradient_norm,
-            scale: (mean * clip) as f32,
-        }
-    }
-
-    /// One AdamW update from the accumulated gradients, which are cleared.
-    pub fn apply_update(&mut self, options: &UpdateOptions) {
-        self.parameters.update(AdamW {
-            learning_rate: options.learning_rate,
-            betas: options.betas,
-            epsilon: options.epsilon,
-            weight_decay: options.weight_decay,
-            gradient_scale: options.gradient_scale,
-            step: 0,
-        });
-    }
-
-    /// Drops the accumulated gradients.
-    pub fn zero_gradients(&mut self) {
-        self.parameters.zero_gradients();
-    }
-
-    /// Parameters, moments and number of updates, for [`TrainableModel::import_state`]. Gradients that were not
-    /// applied yet are not part of it.
-    pub fn export_state(&self) -> Vec<u8> {
-        self.parameters.export()
-    }
-
-    /// Takes over exported state of a model with the same parameters; a run continues with the same bits.
-    ///
-    /// # Errors
-    /// [`ModelError::StateMismatch`]; nothing has changed then.
-    pub fn import_state(&mut self, bytes: &[u8]) -> Result<(), ModelError> {
-        self.parameters.import(bytes)
     }
 
     /// A copy of the adapter as trained so far.
@@ -397,7 +309,7 @@ impl TrainableModel {
     /// # Errors
     /// [`ModelError::WrongMode`] if every parameter is trained.
     pub fn adapter(&self) -> Result<LoraAdapter, ModelError> {
-        let Mode::Lora { lora, places, .. } = &self.mode else {
+        let Mode::Lora { base, lora, places } = &self.mode else {
             return Err(ModelError::WrongMode {
                 operation: "taking an adapter",
             });
@@ -418,6 +330,8 @@ impl TrainableModel {
         Ok(LoraAdapter {
             settings: lora.clone(),
             layers,
+            head: Vec::new(),
+            layout: base.config.layout(),
         })
     }
 
@@ -485,6 +399,16 @@ impl TrainableModel {
     }
 }
 
+impl Trainable for TrainableModel {
+    fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    fn parameters_mut(&mut self) -> &mut Parameters {
+        &mut self.parameters
+    }
+}
+
 fn finite(loss: zerog_kernels::cross_entropy::HeadLoss) -> Result<StepLoss, ModelError> {
     if !loss.loss_sum.is_finite() {
         return Err(ModelError::LossNotFinite);
@@ -502,18 +426,9 @@ impl Mode {
             Self::Lora { base, lora, places } => Decoder {
                 config: &base.config,
                 rope: &base.rope,
-                embedding: Trained {
-                    value: base.embedding.weight(),
-                    gradient: None,
-                },
-                head: Trained {
-                    value: base.head_weight(),
-                    gradient: None,
-                },
-                final_norm: Trained {
-                    value: &base.final_norm,
-                    gradient: None,
-                },
+                embedding: Trained::frozen(base.embedding.weight()),
+                head: Trained::frozen(base.head_weight()),
+                final_norm: Trained::frozen(&base.final_norm),
                 layers: base
                     .layers
                     .iter()
@@ -525,14 +440,8 @@ impl Mode {
                             Linear {
                                 outputs,
                                 inputs,
-                                weight: Trained {
-                                    value: layer.linears[index].weight(),
-                                    gradient: None,
-                                },
-                                bias: layer.biases[index].as_deref().map(|value| Trained {
-                                    value,
-                                    gradient: None,
-                                }),
+                                weight: Trained::frozen(layer.linears[index].weight()),
+                                bias: layer.biases[index].as_deref().map(Trained::frozen),
                                 delta: places[index].as_ref().map(|place| Delta {
                                     rank: lora.rank,
                                     scale: lora.scale(),
@@ -543,14 +452,12 @@ impl Mode {
                                 }),
                             }
                         }),
-                        input_norm: Trained {
-                            value: &layer.input_norm,
-                            gradient: None,
-                        },
-                        post_norm: Trained {
-                            value: &layer.post_norm,
-                            gradient: None,
-                        },
+                        input_norm: Trained::frozen(&layer.input_norm),
+                        post_norm: Trained::frozen(&layer.post_norm),
+                        head_norms: layer
+                            .head_norms
+                            .as_ref()
+                            .map(|norms| norms.each_ref().map(|norm| Trained::frozen(&norm[..]))),
                     })
                     .collect(),
             },
@@ -591,6 +498,10 @@ impl Mode {
                             }),
                             input_norm: vector(&layer.input_norm),
                             post_norm: vector(&layer.post_norm),
+                            head_norms: layer
+                                .head_norms
+                                .as_ref()
+                                .map(|norms| norms.each_ref().map(vector)),
                         })
                         .collect(),
                 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
-use zerog_model::{BaseModel, LoraConfig, Precision, TrainableModel};
+use zerog_model::{BaseModel, LoraConfig, Precision, Trainable, TrainableModel};
 use zerog_protocol::FileKey;
 use zerog_protocol::manifest::AdapterManifest;
 use zerog_tokenization::{Dataset, RenderOptions, RenderedDataset, Tokenizer, render_examples};

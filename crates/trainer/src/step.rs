@@ -1,7 +1,9 @@
 //! One optimiser step: forward and backward over its packs, clipping, update, and the guard
 //! rails that stop a run which no longer learns.
 
-use zerog_model::{ModelError, PackedBatch, StepLoss, StepOptions, TrainableModel, UpdateOptions};
+use zerog_model::{
+    ModelError, PackedBatch, StepLoss, StepOptions, Trainable, TrainableModel, UpdateOptions,
+};
 use zerog_protocol::training_params::TrainingParams;
 
 use crate::error::TrainError;

@@ -163,7 +163,9 @@ fn damaged_or_foreign_files_are_refused_by_name() {
     };
     for (member, value) in [
         ("peft_type", serde_json::json!("LOHA")),
-        ("use_dora", serde_json::json!(true)),
+        ("lora_bias", serde_json::json!(true)),
+        ("alora_invocation_tokens", serde_json::json!([7])),
+        ("init_lora_weights", serde_json::json!("pissa")),
         ("fan_in_fan_out", serde_json::json!(true)),
         ("bias", serde_json::json!("all")),
         ("modules_to_save", serde_json::json!(["lm_head"])),
@@ -254,7 +256,7 @@ fn damaged_or_foreign_files_are_refused_by_name() {
     ));
     assert!(matches!(
         with(&|tensors| tensors.get_mut(name).unwrap().1 = vec![20, 3]),
-        AdapterError::Shape { expected: [3, 20], found, .. } if found == [20, 3]
+        AdapterError::Shape { expected, found, .. } if expected == [3, 20] && found == [20, 3]
     ));
     assert!(matches!(
         with(&|tensors| tensors.get_mut(name).unwrap().0 = Dtype::I32),

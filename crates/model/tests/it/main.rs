@@ -4,6 +4,7 @@
 mod adapters;
 mod files;
 mod gradients;
+mod parity;
 mod serving;
 mod training;
 
@@ -24,9 +25,16 @@ fn tiny_config(tied: bool) -> ModelConfig {
         head_size: 6,
         maximum_positions: 64,
         norm_epsilon: 1e-6,
-        rope_theta: 10_000.0,
+        rope: RopeSettings {
+            theta: 10_000.0,
+            scaling: RopeScaling::None,
+        },
         tied_embeddings: tied,
-        attention_bias: true,
+        biases: Biases {
+            query_key_value: true,
+            ..Biases::default()
+        },
+        head_norms: false,
         bos_token_id: None,
         eos_token_ids: vec![2],
     }

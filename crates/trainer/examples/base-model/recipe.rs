@@ -7,8 +7,8 @@ use std::time::Instant;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use zerog_model::{
-    BaseModel, ModelConfig, ModelFamily, PackedBatch, StepLoss, StepOptions, TrainableModel,
-    UpdateOptions,
+    BaseModel, Biases, ModelConfig, ModelFamily, PackedBatch, RopeScaling, RopeSettings, StepLoss,
+    StepOptions, Trainable, TrainableModel, UpdateOptions,
 };
 use zerog_tokenization::{
     ChatMessage, Example, Record, RecordContent, RenderOptions, SourcePosition, Tokenizer,
@@ -81,9 +81,16 @@ impl Recipe {
             head_size: self.hidden / self.query_heads,
             maximum_positions: tokenizer::CONTEXT,
             norm_epsilon: 1e-6,
-            rope_theta: 10_000.0,
+            rope: RopeSettings {
+                theta: 10_000.0,
+                scaling: RopeScaling::None,
+            },
             tied_embeddings: true,
-            attention_bias: true,
+            biases: Biases {
+                query_key_value: true,
+                ..Biases::default()
+            },
+            head_norms: false,
             bos_token_id: None,
             eos_token_ids: vec![2],
         }

@@ -1,4 +1,4 @@
-//! The decoder of the Qwen2 family: training forward and backward over packed segments.
+//! The decoder of the Qwen2, Qwen3 and Llama families: training forward and backward over packed segments.
 //!
 //! Shapes: `T` tokens of the batch, `H` hidden size, `F` feed-forward size, `Q` and `K` widths of queries and
 //! keys. The forward pass keeps the inputs of every layer; normalised states, the gated product and dropout
@@ -8,16 +8,16 @@
 
 use crate::batch::PackedBatch;
 use crate::config::ModelConfig;
+use crate::linear::{self, Linear, LinearScratch, Trained, sized};
 use crate::lora::Projection;
-use std::ops::Range;
+use crate::noise::Noise;
+use zerog_kernels::activation;
 use zerog_kernels::attention;
 use zerog_kernels::cross_entropy::{self, Gradients, HeadLoss};
-use zerog_kernels::matmul::{self, Precision, Shape, Weight, Write};
-use zerog_kernels::noise::{self, NoiseKey};
-use zerog_kernels::norm::{rms_norm, rms_norm_backward};
-use zerog_kernels::reduce::{add_assign, add_bias, add_column_sums};
+use zerog_kernels::matmul::{Precision, Weight, Write};
+use zerog_kernels::norm::{rms_norm, rms_norm_backward, rms_norm_in_place};
+use zerog_kernels::reduce::add_assign;
 use zerog_kernels::rope::RopeTable;
-use zerog_kernels::{activation, softmax};
 
 /// The weights of one step and, for those that are trained, the place of their gradient.
 pub(crate) struct Decoder<'a> {
@@ -29,54 +29,12 @@ pub(crate) struct Decoder<'a> {
     pub(crate) layers: Vec<Layer<'a>>,
 }
 
-/// A weight and, if it is trained, the place of its gradient.
-pub(crate) struct Trained<T> {
-    pub(crate) value: T,
-    pub(crate) gradient: Option<Range<usize>>,
-}
-
 pub(crate) struct Layer<'a> {
     pub(crate) linears: [Linear<'a>; 7],
     pub(crate) input_norm: Trained<&'a [f32]>,
     pub(crate) post_norm: Trained<&'a [f32]>,
-}
-
-pub(crate) struct Linear<'a> {
-    pub(crate) outputs: usize,
-    pub(crate) inputs: usize,
-    pub(crate) weight: Trained<Weight<'a>>,
-    pub(crate) bias: Option<Trained<&'a [f32]>>,
-    pub(crate) delta: Option<Delta<'a>>,
-}
-
-/// A low-rank delta that is being trained.
-pub(crate) struct Delta<'a> {
-    pub(crate) rank: usize,
-    pub(crate) scale: f32,
-    /// `(rank, inputs)`
-    pub(crate) a: &'a [f32],
-    /// `(outputs, rank)`
-    pub(crate) b: &'a [f32],
-    pub(crate) a_gradient: Range<usize>,
-    pub(crate) b_gradient: Range<usize>,
-}
-
-/// Randomness of one forward and backward pass.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Noise {
-    pub(crate) key: NoiseKey,
-    pub(crate) dropout: f32,
-    pub(crate) neftune_alpha: f32,
-}
-
-impl Noise {
-    fn dropout_key(&self, layer: usize, projection: Projection) -> Option<(NoiseKey, f32)> {
-        let key = self
-            .key
-            .child(1)
-            .child((layer * 16 + projection.index()) as u64);
-        (self.dropout > 0.0).then_some((key, self.dropout))
-    }
+    /// Norms of the heads of queries and keys, where the family has them.
+    pub(crate) head_norms: Option<[Trained<&'a [f32]>; 2]>,
 }
 
 /// Buffers kept between steps.
@@ -97,17 +55,12 @@ pub(crate) struct Workspace {
     head: cross_entropy::Scratch,
 }
 
-#[derive(Debug, Default)]
-struct LinearScratch {
-    dropped: Vec<f32>,
-    low: Vec<f32>,
-    back: Vec<f32>,
-}
-
 /// What the backward pass of one layer needs.
 #[derive(Debug, Default)]
 struct Saved {
     x: Vec<f32>,
+    /// Queries and keys before their heads are normalised.
+    raw: [Vec<f32>; 2],
     q: Vec<f32>,
     k: Vec<f32>,
     v: Vec<f32>,
@@ -118,12 +71,6 @@ struct Saved {
     up: Vec<f32>,
     /// `x · Aᵀ` of each delta `(T, rank)`.
     low: [Vec<f32>; 7],
-}
-
-/// Sets the length without clearing what is there already: every buffer is overwritten before it is read.
-fn sized(buffer: &mut Vec<f32>, length: usize) -> &mut [f32] {
-    buffer.resize(length, 0.0);
-    buffer
 }
 
 fn copy_into(buffer: &mut Vec<f32>, source: &[f32]) {
@@ -185,7 +132,7 @@ fn forward(
             |projection: Projection, x: &[f32], y: &mut [f32], write, low: &mut [Vec<f32>; 7]| {
                 let linear = &layer.linears[projection.index()];
                 let low = &mut low[projection.index()];
-                linear_forward(
+                linear::forward(
                     linear,
                     tokens,
                     x,
@@ -219,6 +166,15 @@ fn forward(
             Write::Replace,
             &mut saved.low,
         );
+        if let Some(norms) = &layer.head_norms {
+            let parts = [&mut saved.q, &mut saved.k];
+            for ((part, norm), raw) in parts.into_iter().zip(norms).zip(&mut saved.raw) {
+                if keep {
+                    copy_into(raw, part);
+                }
+                rms_norm_in_place(part, norm.value, epsilon);
+            }
+        }
         model.rope.rotate(&mut saved.q, &space.positions);
         model.rope.rotate(&mut saved.k, &space.positions);
         attention::forward(
@@ -269,26 +225,14 @@ fn forward(
     rms_norm(&space.x, model.final_norm.value, epsilon, &mut space.y);
 }
 
-/// Token embeddings and, in training, uniform noise of NEFTune (Jain et al. 2023) scaled by segment.
+/// Token embeddings, with noise in training.
 fn embed(model: &Decoder<'_>, batch: &PackedBatch, noise: Option<&Noise>, x: &mut [f32]) {
     let hidden = model.config.hidden_size;
     for (row, token) in x.chunks_exact_mut(hidden).zip(&batch.tokens) {
         model.embedding.value.copy_row(*token as usize, hidden, row);
     }
-    let Some(noise) = noise.filter(|noise| noise.neftune_alpha > 0.0) else {
-        return;
-    };
-    let mut start = 0;
-    for length in &batch.segment_lengths {
-        let magnitude = noise.neftune_alpha / ((length * hidden) as f32).sqrt();
-        let end = start + length * hidden;
-        noise::add_uniform(
-            &mut x[start..end],
-            magnitude,
-            noise.key.child(2),
-            start as u64,
-        );
-        start = end;
+    if let Some(noise) = noise {
+        noise.add_to_embeddings(&batch.segment_lengths, hidden, x);
     }
 }
 
@@ -353,7 +297,7 @@ fn backward(
             let linear = &layer.linears[projection.index()];
             let low = &saved.low[projection.index()];
             let dropout = noise.dropout_key(index, projection);
-            linear_backward(
+            linear::backward(
                 linear, tokens, x, dy, dx, low, dropout, gradients, scratch, precision,
             );
         };
@@ -420,6 +364,15 @@ fn backward(
         );
         model.rope.rotate_back(&mut space.dq, &space.positions);
         model.rope.rotate_back(&mut space.dk, &space.positions);
+        if let Some(norms) = &layer.head_norms {
+            let parts = [&mut space.dq, &mut space.dk];
+            for ((part, norm), raw) in parts.into_iter().zip(norms).zip(&saved.raw) {
+                let below = sized(&mut space.hidden, part.len());
+                below.fill(0.0);
+                norm_backward(raw, norm, epsilon, part, below, gradients);
+                part.copy_from_slice(below);
+            }
+        }
         rms_norm(&saved.x, layer.input_norm.value, epsilon, &mut space.y);
         // Nothing below the first layer is trained with an adapter, so its input needs no gradient.
         let needed = index > 0 || model.embedding.gradient.is_some();
@@ -462,175 +415,4 @@ fn norm_backward(
 ) {
     let dweight = weight.gradient.clone().map(|range| &mut gradients[range]);
     rms_norm_backward(x, weight.value, epsilon, dy, dx, dweight);
-}
-
-/// `y = x·Wᵀ + b + s · dropout(x)·Aᵀ·Bᵀ`, or added to `y`; `low` keeps `dropout(x)·Aᵀ`.
-fn linear_forward(
-    linear: &Linear<'_>,
-    rows: usize,
-    x: &[f32],
-    y: &mut [f32],
-    write: Write,
-    low: &mut Vec<f32>,
-    dropout: Option<(NoiseKey, f32)>,
-    scratch: &mut LinearScratch,
-    precision: Precision,
-) {
-    let Linear {
-        outputs, inputs, ..
-    } = *linear;
-    matmul::forward(
-        Shape {
-            rows,
-            outputs,
-            inputs,
-        },
-        x,
-        linear.weight.value,
-        y,
-        write,
-        1.0,
-        precision,
-    );
-    if let Some(bias) = &linear.bias {
-        add_bias(y, bias.value);
-    }
-    let Some(delta) = &linear.delta else { return };
-    let x = match dropout {
-        Some((key, probability)) => {
-            let dropped = sized(&mut scratch.dropped, x.len());
-            noise::dropout(x, dropped, key, probability);
-            dropped
-        }
-        None => x,
-    };
-    let low = sized(low, rows * delta.rank);
-    let first = Shape {
-        rows,
-        outputs: delta.rank,
-        inputs,
-    };
-    matmul::forward(
-        first,
-        x,
-        Weight::F32(delta.a),
-        low,
-        Write::Replace,
-        1.0,
-        Precision::F32,
-    );
-    let second = Shape {
-        rows,
-        outputs,
-        inputs: delta.rank,
-    };
-    matmul::forward(
-        second,
-        low,
-        Weight::F32(delta.b),
-        y,
-        Write::Add,
-        delta.scale,
-        Precision::F32,
-    );
-}
-
-/// Backward of [`linear_forward`]: adds gradients of what is trained and writes that of `x` if wanted.
-fn linear_backward(
-    linear: &Linear<'_>,
-    rows: usize,
-    x: &[f32],
-    dy: &[f32],
-    dx: Option<(&mut [f32], Write)>,
-    low: &[f32],
-    dropout: Option<(NoiseKey, f32)>,
-    gradients: &mut [f32],
-    scratch: &mut LinearScratch,
-    precision: Precision,
-) {
-    let Linear {
-        outputs, inputs, ..
-    } = *linear;
-    let shape = Shape {
-        rows,
-        outputs,
-        inputs,
-    };
-    if let Some(range) = linear.weight.gradient.clone() {
-        matmul::weight_gradient(shape, dy, x, &mut gradients[range], Write::Add, 1.0);
-    }
-    if let Some(range) = linear.bias.as_ref().and_then(|bias| bias.gradient.clone()) {
-        add_column_sums(dy, &mut gradients[range]);
-    }
-    if let Some(delta) = &linear.delta {
-        let second = Shape {
-            rows,
-            outputs,
-            inputs: delta.rank,
-        };
-        matmul::weight_gradient(
-            second,
-            dy,
-            low,
-            &mut gradients[delta.b_gradient.clone()],
-            Write::Add,
-            delta.scale,
-        );
-        let dlow = sized(&mut scratch.low, rows * delta.rank);
-        matmul::input_gradient(
-            second,
-            dy,
-            Weight::F32(delta.b),
-            dlow,
-            Write::Replace,
-            Precision::F32,
-        );
-        softmax::scale(dlow, delta.scale);
-        let x = match dropout {
-            Some((key, probability)) => {
-                let dropped = sized(&mut scratch.dropped, x.len());
-                noise::dropout(x, dropped, key, probability);
-                dropped
-            }
-            None => x,
-        };
-        let first = Shape {
-            rows,
-            outputs: delta.rank,
-            inputs,
-        };
-        matmul::weight_gradient(
-            first,
-            dlow,
-            x,
-            &mut gradients[delta.a_gradient.clone()],
-            Write::Add,
-            1.0,
-        );
-    }
-    let Some((dx, write)) = dx else { return };
-    matmul::input_gradient(shape, dy, linear.weight.value, dx, write, precision);
-    if let Some(delta) = &linear.delta {
-        let first = Shape {
-            rows,
-            outputs: delta.rank,
-            inputs,
-        };
-        let a = Weight::F32(delta.a);
-        match dropout {
-            None => matmul::input_gradient(first, &scratch.low, a, dx, Write::Add, Precision::F32),
-            Some((key, probability)) => {
-                let back = sized(&mut scratch.back, dx.len());
-                matmul::input_gradient(
-                    first,
-                    &scratch.low,
-                    a,
-                    back,
-                    Write::Replace,
-                    Precision::F32,
-                );
-                noise::add_dropout(back, dx, key, probability);
-            }
-        }
-    }
 }

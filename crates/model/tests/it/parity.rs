@@ -1,0 +1,46 @@
+//! The recorded numbers of the reference libraries (`fixtures/parity`, made by `parity/reference.py`).
+
+#[path = "../../examples/parity/compare.rs"]
+mod compare;
+
+use std::path::Path;
+
+fn check(case: &str) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../fixtures/parity")
+        .join(case);
+    for measure in compare::compare(&folder, None).unwrap() {
+        assert!(measure.passed(), "{case}, {}: {measure:?}", measure.name);
+    }
+}
+
+#[test]
+fn qwen2_with_tied_embeddings() {
+    check("qwen2-tied");
+}
+
+#[test]
+fn qwen2_with_shards_yarn_and_rslora() {
+    check("qwen2-untied-rslora");
+}
+
+#[test]
+fn qwen3() {
+    check("qwen3");
+}
+
+#[test]
+fn llama_with_stretched_frequencies() {
+    check("llama3");
+}
+
+#[test]
+fn llama_with_biases() {
+    check("llama-biases");
+}
+
+#[test]
+fn no_case_is_left_out() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/parity");
+    assert_eq!(compare::cases(&folder).unwrap().len(), 5);
+}
