@@ -41,7 +41,7 @@ enum Mode {
         places: Vec<[Option<DeltaPlaces>; 7]>,
     },
     Full {
-        config: ModelConfig,
+        config: Box<ModelConfig>,
         rope: RopeTable,
         places: FullPlaces,
         seed: u64,
@@ -187,7 +187,7 @@ impl TrainableModel {
 
     /// All parameters of `base`, in f32. `seed` starts the random numbers of noise.
     pub fn full(base: &BaseModel, seed: u64) -> Self {
-        let config = base.config.clone();
+        let config = Box::new(base.config.clone());
         let mut parameters = Parameters::default();
         let embedding = parameters.add(
             base_model::EMBEDDING.to_owned(),
@@ -347,7 +347,7 @@ impl TrainableModel {
         };
         let places = self.parameters.slots().collect();
         BaseModel::build(
-            config.clone(),
+            ModelConfig::clone(config),
             &mut ParameterSource {
                 values: &self.parameters.values,
                 places,
