@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 
-use crate::{clients, parity, tidy};
+use crate::{clients, openai_clients, parity, tidy};
 
 /// Runs all checks. With `all`, a part that cannot run is a failure.
 pub(crate) fn run(root: &Path, all: bool, test_arguments: &[String]) -> anyhow::Result<()> {
@@ -74,6 +74,12 @@ pub(crate) fn run(root: &Path, all: bool, test_arguments: &[String]) -> anyhow::
         skipped.push("contract artifacts: Node and npm were not found".to_owned());
     }
     for client in clients::ALL {
+        match client.install(root) {
+            Ok(installed) => part(client.title(), || installed.run(root))?,
+            Err(error) => skipped.push(format!("{}: {error:#}", client.title())),
+        }
+    }
+    for client in openai_clients::ALL {
         match client.install(root) {
             Ok(installed) => part(client.title(), || installed.run(root))?,
             Err(error) => skipped.push(format!("{}: {error:#}", client.title())),

@@ -2,6 +2,7 @@
 
 mod check;
 mod clients;
+mod openai_clients;
 mod parity;
 mod tidy;
 

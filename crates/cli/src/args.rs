@@ -554,6 +554,20 @@ pub(crate) enum Inference {
     },
     /// Verify a provider's enclave.
     Verify(Verify),
+    /// Serve a model folder and adapter folders on this machine, without a chain.
+    ///
+    /// The engine is in 0g-compute-provider, which this command starts with the arguments given here: `--model DIR`,
+    /// `--adapter NAME=DIR`, `--port N`.
+    ServeLocal {
+        /// Arguments of `0g-compute-provider serve-local`.
+        #[arg(
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            required = true,
+            value_name = "ARGUMENT"
+        )]
+        arguments: Vec<std::ffi::OsString>,
+    },
 }
 
 /// Commands of `storage`.

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use zerog_model::LoraAdapter;
 
@@ -17,6 +18,20 @@ pub(crate) struct LoadedAdapter {
     pub(crate) weights: Arc<LoraAdapter>,
     /// Memory of the weights.
     pub(crate) bytes: usize,
+    /// A number that no other load has had, so that nothing computed with other weights of this name is reused.
+    pub(crate) instance: u64,
+}
+
+impl LoadedAdapter {
+    pub(crate) fn new(id: &str, weights: Arc<LoraAdapter>) -> Self {
+        static INSTANCES: AtomicU64 = AtomicU64::new(1);
+        Self {
+            id: id.to_owned(),
+            bytes: weights.bytes(),
+            weights,
+            instance: INSTANCES.fetch_add(1, Ordering::Relaxed),
+        }
+    }
 }
 
 /// One loaded adapter, as lists show it.

@@ -21,13 +21,39 @@ pub const MAX_RECORD_BYTES: usize = 1 << 20;
 pub const MAX_PROBES: usize = 16;
 /// Most tokens of a prompt.
 pub const MAX_PROBE_TOKENS: usize = 512;
-/// Largest difference of two logits that counts as equal, plus [`RELATIVE_TOLERANCE`] of the larger one. Other kernels
-/// of the same model stay far below it in bf16; another adapter or base does not.
-pub const ABSOLUTE_TOLERANCE: f32 = 0.05;
-/// See [`ABSOLUTE_TOLERANCE`].
-pub const RELATIVE_TOLERANCE: f32 = 0.02;
 /// Smallest largest difference between adapter and base that counts as an effect.
 pub const LEAST_EFFECT: f32 = 1e-4;
+
+/// How far computed logits may be from recorded ones.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Tolerance {
+    /// Largest difference of two logits that counts as equal, plus `relative` of the larger one.
+    pub absolute: f32,
+    /// See `absolute`.
+    pub relative: f32,
+    /// Largest error of the difference that the adapter makes, as a share of the largest difference in the record. An
+    /// adapter that is applied by nine tenths, or in all layers but one, stays within the tolerance of the logits when
+    /// its effect is small; here it shows.
+    pub effect: f32,
+}
+
+impl Tolerance {
+    /// For engines that compute in single precision on the recorded weights: other instruction sets and rounded adapter
+    /// files stay far below it.
+    pub const EXACT: Self = Self {
+        absolute: 0.05,
+        relative: 0.02,
+        effect: 0.02,
+    };
+    /// For engines that round the base weights or compute in half precision.
+    pub const ROUNDED: Self = Self {
+        absolute: 0.5,
+        relative: 0.1,
+        effect: 0.25,
+    };
+    /// Error of the difference of two logits that counts for nothing: the roundings of single precision.
+    const LEAST: f32 = 2e-4;
+}
 
 /// The record of one adapter.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -41,6 +67,17 @@ pub struct Canary {
 }
 
 impl Canary {
+    /// Largest difference that the adapter made to a recorded logit.
+    pub fn largest_effect(&self) -> f32 {
+        let of_probe = |probe: &CanaryProbe| {
+            let pairs = probe.base_logits.iter().zip(&probe.adapter_logits);
+            pairs
+                .map(|(base, adapter)| (base - adapter).abs())
+                .fold(0.0, f32::max)
+        };
+        self.probes.iter().map(of_probe).fold(0.0, f32::max)
+    }
+
     /// Reads the record as the trainer writes it into the archive (`output_model/canary.json`).
     ///
     /// # Errors
@@ -118,6 +155,24 @@ pub enum CanaryError {
         /// Largest difference.
         difference: f32,
     },
+    /// The adapter does not make the difference that it made after training.
+    #[error(
+        "probe {probe}: the adapter changes the logits by {difference} more or less than recorded, where the largest \
+         recorded change is {effect}"
+    )]
+    EffectDiffers {
+        /// Which prompt.
+        probe: usize,
+        /// Largest error of a change.
+        difference: f32,
+        /// Largest recorded change.
+        effect: f32,
+    },
+    /// There is no record, so nothing shows that the adapter acts as it did after training.
+    #[error(
+        "the adapter brings no reference logits (canary.json), so nothing shows that it acts as it did after training"
+    )]
+    NoRecord,
     /// The adapter changes nothing.
     #[error(
         "the adapter has no effect: its logits differ from the base model's by {difference} at most"
@@ -181,6 +236,7 @@ pub(crate) fn record(
 pub(crate) fn check(
     canary: &Canary,
     adapter: &Arc<LoraAdapter>,
+    tolerance: Tolerance,
     executor: &mut Executor,
 ) -> Result<CanaryReport, CanaryError> {
     check_record(
@@ -199,6 +255,12 @@ pub(crate) fn check(
             found,
         });
     }
+    let recorded_effect = canary.largest_effect();
+    if recorded_effect < LEAST_EFFECT {
+        return Err(CanaryError::NoEffect {
+            difference: recorded_effect,
+        });
+    }
     let mut report = CanaryReport {
         probes: canary.probes.len(),
         largest_error: 0.0,
@@ -210,15 +272,25 @@ pub(crate) fn check(
         if adapted.iter().any(|logit| !logit.is_finite()) {
             return Err(CanaryError::NotFinite { probe });
         }
-        let (difference, within) = compare(&recorded.logit_ids, &recorded.base_logits, &base);
+        let ids = &recorded.logit_ids;
+        let (difference, within) = compare(ids, &recorded.base_logits, &base, tolerance);
         if !within {
             return Err(CanaryError::BaseDiffers { probe, difference });
         }
-        let (error, within) = compare(&recorded.logit_ids, &recorded.adapter_logits, &adapted);
+        let (error, within) = compare(ids, &recorded.adapter_logits, &adapted, tolerance);
         if !within {
             return Err(CanaryError::AdapterDiffers {
                 probe,
                 difference: error,
+            });
+        }
+        let (error_of_effect, within) =
+            compare_effect(recorded, recorded_effect, &base, &adapted, tolerance);
+        if !within {
+            return Err(CanaryError::EffectDiffers {
+                probe,
+                difference: error_of_effect,
+                effect: recorded_effect,
             });
         }
         report.largest_error = report.largest_error.max(difference).max(error);
@@ -274,15 +346,67 @@ fn check_record(canary: &Canary, vocabulary: usize, positions: usize) -> Result<
 }
 
 /// The largest difference, and whether every one is within the tolerance.
-fn compare(ids: &[u32], recorded: &[f32], computed: &[f32]) -> (f32, bool) {
+fn compare(ids: &[u32], recorded: &[f32], computed: &[f32], tolerance: Tolerance) -> (f32, bool) {
     let mut largest = 0.0f32;
     let mut within = true;
     for (id, recorded) in ids.iter().zip(recorded) {
         let computed = computed[*id as usize];
         let difference = (recorded - computed).abs();
         within &= difference
-            <= ABSOLUTE_TOLERANCE + RELATIVE_TOLERANCE * recorded.abs().max(computed.abs());
+            <= tolerance.absolute + tolerance.relative * recorded.abs().max(computed.abs());
         largest = largest.max(difference);
     }
     (largest, within)
+}
+
+/// The largest error of the change that the adapter makes, and whether every one is within the tolerance.
+fn compare_effect(
+    recorded: &CanaryProbe,
+    largest_effect: f32,
+    base: &[f32],
+    adapted: &[f32],
+    tolerance: Tolerance,
+) -> (f32, bool) {
+    let changes = recorded.base_logits.iter().zip(&recorded.adapter_logits);
+    let errors = recorded
+        .logit_ids
+        .iter()
+        .zip(changes)
+        .map(|(id, (before, after))| {
+            let computed = adapted[*id as usize] - base[*id as usize];
+            ((after - before) - computed).abs()
+        });
+    let largest = errors.fold(0.0, f32::max);
+    let most = Tolerance::LEAST.max(tolerance.effect * largest_effect);
+    (largest, largest <= most)
+}
+
+/// The largest difference that an adapter without a record makes to the logits after a few prompts.
+///
+/// # Errors
+/// [`CanaryError::NoEffect`] when there is none, [`CanaryError::NotFinite`].
+pub(crate) fn effect(
+    prompts: &[Vec<u32>],
+    adapter: &Arc<LoraAdapter>,
+    executor: &mut Executor,
+) -> Result<f32, CanaryError> {
+    let mut largest = 0.0f32;
+    for (probe, tokens) in prompts.iter().enumerate() {
+        let base = executor.probe(tokens, None)?;
+        let adapted = executor.probe(tokens, Some(Arc::clone(adapter)))?;
+        if adapted.iter().any(|logit| !logit.is_finite()) {
+            return Err(CanaryError::NotFinite { probe });
+        }
+        let changes = base.iter().zip(&adapted);
+        let change = changes
+            .map(|(base, adapted)| (base - adapted).abs())
+            .fold(0.0, f32::max);
+        largest = largest.max(change);
+    }
+    if largest < LEAST_EFFECT {
+        return Err(CanaryError::NoEffect {
+            difference: largest,
+        });
+    }
+    Ok(largest)
 }

@@ -8,15 +8,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc, oneshot};
-use zerog_model::{BaseModel, LoraAdapter, SamplingParams};
+use zerog_model::{BaseModel, KvCache, KvPool, LoraAdapter, Sampler, SamplingParams};
 use zerog_tokenization::Tokenizer;
 
-use crate::adapters::{AdapterCache, AdapterInfo, LoadedAdapter, NoRoom};
-use crate::canary::{self, Canary, CanaryError, CanaryReport};
+use crate::adapters::{AdapterCache, AdapterInfo, LoadedAdapter};
+use crate::answer_text::AnswerText;
+use crate::canary::{self, Canary};
 use crate::error::EngineError;
 use crate::executor::Executor;
-use crate::openai_api::{FinishReason, TokenLogprob, Usage};
-use crate::scheduler::{Arrival, Scheduler};
+use crate::generation::{GenerateRequest, Generation};
+use crate::grammar::Matcher;
+use crate::loading::{self, CanaryCheck, LoadError, LoadReport};
+use crate::prefix_cache::Root;
+use crate::scheduler::Scheduler;
+use crate::sequence::{Choice, Question, Sequence};
 
 /// Logits recorded per prompt, of the most probable tokens with and without the adapter.
 const RECORDED_LOGITS: usize = 16;
@@ -34,6 +39,8 @@ pub struct EngineConfig {
     pub max_cached_tokens: usize,
     /// Most prompt tokens computed in one step, so that a long prompt does not hold up running answers.
     pub prefill_chunk_tokens: usize,
+    /// Whether beginnings that prompts have in common are computed once.
+    pub reuse_prefixes: bool,
     /// Most adapters in memory.
     pub max_adapters: usize,
     /// Most memory of adapters in bytes.
@@ -49,165 +56,11 @@ impl Default for EngineConfig {
             max_context_tokens: 4096,
             max_cached_tokens: 32_768,
             prefill_chunk_tokens: 256,
+            reuse_prefixes: true,
             max_adapters: 64,
             max_adapter_bytes: 4 << 30,
         }
     }
-}
-
-/// One answer to generate.
-#[derive(Debug, Clone)]
-pub struct GenerateRequest {
-    /// Tokens of the prompt.
-    pub prompt: Vec<u32>,
-    /// Adapter to answer with; none means the base model.
-    pub adapter: Option<String>,
-    /// How tokens are chosen.
-    pub sampling: SamplingParams,
-    /// Most tokens to generate; without it the context is the limit.
-    pub max_tokens: Option<usize>,
-    /// Strings that end the answer; they are not part of it.
-    pub stop: Vec<String>,
-    /// `Some(k)`: log probabilities with k alternatives.
-    pub logprobs: Option<usize>,
-}
-
-impl GenerateRequest {
-    /// A greedy answer of the base model.
-    pub fn greedy(prompt: Vec<u32>, max_tokens: usize) -> Self {
-        Self {
-            prompt,
-            adapter: None,
-            sampling: SamplingParams::default(),
-            max_tokens: Some(max_tokens),
-            stop: Vec::new(),
-            logprobs: None,
-        }
-    }
-}
-
-/// What comes out of a generation.
-#[derive(Debug, Clone, PartialEq)]
-pub enum GenerationEvent {
-    /// Text and, if asked for, log probabilities. The text may be empty while characters are incomplete.
-    Delta {
-        /// Text to append.
-        text: String,
-        /// Log probabilities of the tokens since the last event.
-        logprobs: Vec<TokenLogprob>,
-    },
-    /// The end; nothing follows.
-    Finished {
-        /// Why.
-        reason: FinishReason,
-        /// Tokens of prompt and answer.
-        usage: Usage,
-    },
-    /// The request is lost; nothing follows.
-    Failed(EngineError),
-}
-
-/// A running request. Dropping it cancels the request.
-#[derive(Debug)]
-pub struct Generation {
-    /// Tokens of the prompt.
-    pub prompt_tokens: usize,
-    events: mpsc::UnboundedReceiver<GenerationEvent>,
-    progress: Arc<AtomicU64>,
-}
-
-impl Generation {
-    /// The next event; `None` after the last one.
-    pub async fn next(&mut self) -> Option<GenerationEvent> {
-        self.events.recv().await
-    }
-
-    /// Tokens generated so far, whether or not their events were read.
-    pub fn generated_tokens(&self) -> u64 {
-        self.progress.load(Ordering::Relaxed)
-    }
-
-    /// A counter that outlives the generation, for billing a request whose caller went away.
-    pub fn progress(&self) -> Arc<AtomicU64> {
-        Arc::clone(&self.progress)
-    }
-
-    /// Reads to the end.
-    ///
-    /// # Errors
-    /// The error that ended the generation.
-    pub async fn collect(mut self) -> Result<Completion, EngineError> {
-        let mut completion = Completion::default();
-        loop {
-            match self.next().await {
-                Some(GenerationEvent::Delta { text, logprobs }) => {
-                    completion.text.push_str(&text);
-                    completion.logprobs.extend(logprobs);
-                }
-                Some(GenerationEvent::Finished { reason, usage }) => {
-                    completion.finish_reason = Some(reason);
-                    completion.usage = usage;
-                    return Ok(completion);
-                }
-                Some(GenerationEvent::Failed(error)) => return Err(error),
-                None => return Err(EngineError::Stopped),
-            }
-        }
-    }
-}
-
-/// A whole answer.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Completion {
-    /// The text.
-    pub text: String,
-    /// Why it ended.
-    pub finish_reason: Option<FinishReason>,
-    /// Tokens of prompt and answer.
-    pub usage: Usage,
-    /// Log probabilities, if asked for.
-    pub logprobs: Vec<TokenLogprob>,
-}
-
-/// How the reference logits of an adapter are dealt with when it is loaded.
-#[derive(Debug, Clone)]
-pub enum CanaryCheck {
-    /// Run them: the first load of this adapter on this base by this program.
-    Run(Canary),
-    /// They have passed before on this base and this program (`docs/protocol.md`, adapters).
-    PassedBefore,
-}
-
-/// What loading an adapter did.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LoadReport {
-    /// Result of the reference logits, if they were run.
-    pub canary: Option<CanaryReport>,
-    /// Adapters that left memory to make room; their files are still on disk.
-    pub evicted: Vec<String>,
-    /// Memory of the adapter in bytes.
-    pub bytes: usize,
-}
-
-/// Why an adapter was not loaded.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[non_exhaustive]
-pub enum LoadError {
-    /// The files are not an adapter of the served base model.
-    #[error("the adapter's files are refused: {reason}")]
-    Files {
-        /// What is wrong with them.
-        reason: String,
-    },
-    /// The reference logits do not hold.
-    #[error(transparent)]
-    Canary(#[from] CanaryError),
-    /// Every loaded adapter is in use.
-    #[error(transparent)]
-    NoRoom(#[from] NoRoom),
-    /// The engine does not answer.
-    #[error(transparent)]
-    Engine(#[from] EngineError),
 }
 
 /// What the engine is doing.
@@ -219,8 +72,12 @@ pub struct EngineStats {
     pub waiting: usize,
     /// Tokens generated since the start.
     pub generated_tokens: u64,
-    /// Prompt tokens computed since the start.
+    /// Prompt tokens computed since the start; those that were known from an earlier prompt are not.
     pub prompt_tokens: u64,
+    /// Blocks of [`zerog_model::BLOCK_TOKENS`] tokens in use, remembered beginnings included.
+    pub blocks: usize,
+    /// Times that an answer had to give its memory to others.
+    pub preempted: u64,
 }
 
 pub(crate) enum Command {
@@ -243,7 +100,33 @@ pub(crate) struct Counters {
     pub(crate) waiting: AtomicUsize,
     pub(crate) generated: AtomicU64,
     pub(crate) prompt: AtomicU64,
+    pub(crate) blocks: AtomicUsize,
+    pub(crate) preempted: AtomicU64,
 }
+
+/// A request that the engine has taken: its answers have their places, and the thread makes a sequence of it.
+pub(crate) struct Arrival {
+    question: Arc<Question>,
+    choices: Vec<Choice>,
+}
+
+impl Arrival {
+    fn into_sequence(mut self, pool: &Arc<KvPool>) -> Option<Sequence> {
+        let choice = self.choices.pop()?;
+        Some(Sequence {
+            tokens: self.question.prompt.clone(),
+            question: self.question,
+            choice,
+            followers: self.choices,
+            cache: KvCache::in_pool(pool),
+            reused: 0,
+        })
+    }
+}
+
+/// Keeps an adapter in memory.
+#[derive(Debug, Clone)]
+pub struct AdapterPin(#[allow(dead_code)] Arc<LoadedAdapter>);
 
 /// The way to an engine; clones speak to the same one. When the last is dropped, the engine stops.
 #[derive(Clone)]
@@ -293,7 +176,7 @@ pub fn start(
         config.max_adapter_bytes,
     )));
     let counters = Arc::new(Counters::default());
-    let executor = Executor::new(Arc::clone(&model), config.max_running);
+    let executor = Executor::new(Arc::clone(&model));
     let limits = Limits {
         context: config
             .max_context_tokens
@@ -347,14 +230,18 @@ fn run(
 
 fn obey(command: Command, scheduler: &mut Scheduler, adapters: &Mutex<AdapterCache>) {
     match command {
-        Command::Generate(arrival) => scheduler.enqueue(*arrival),
+        Command::Generate(arrival) => {
+            if let Some(sequence) = arrival.into_sequence(scheduler.executor().pool()) {
+                scheduler.enqueue(sequence);
+            }
+        }
         Command::Load {
             adapter,
             canary,
             answer,
         } => {
             // Nobody may be waiting any more; the work is then wasted but harmless.
-            let _ = answer.send(load(*adapter, &canary, scheduler, adapters));
+            let _ = answer.send(loading::load(*adapter, &canary, scheduler, adapters));
         }
         Command::Record {
             prompts,
@@ -371,40 +258,87 @@ fn obey(command: Command, scheduler: &mut Scheduler, adapters: &Mutex<AdapterCac
     }
 }
 
-fn load(
-    adapter: LoadedAdapter,
-    check: &CanaryCheck,
-    scheduler: &mut Scheduler,
-    adapters: &Mutex<AdapterCache>,
-) -> Result<LoadReport, LoadError> {
-    let canary = match check {
-        CanaryCheck::Run(reference) => Some(canary::check(
-            reference,
-            &adapter.weights,
-            scheduler.executor(),
-        )?),
-        CanaryCheck::PassedBefore => None,
-    };
-    let bytes = adapter.bytes;
-    let evicted = adapters
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .insert(adapter)?;
-    Ok(LoadReport {
-        canary,
-        evicted,
-        bytes,
-    })
-}
-
 impl EngineHandle {
-    /// Queues an answer.
+    /// Queues one answer.
+    ///
+    /// # Errors
+    /// As [`EngineHandle::generate_choices`].
+    pub fn generate(&self, request: GenerateRequest) -> Result<Generation, EngineError> {
+        let seeds = [request.sampling.seed];
+        let mut generations = self.generate_choices(request, &seeds)?;
+        generations.pop().ok_or(EngineError::Stopped)
+    }
+
+    /// Queues an answer for each of `seeds`, which replace the one in the request. Their prompt is computed once.
     ///
     /// # Errors
     /// [`EngineError::Busy`] at once when the engine is full, [`EngineError::AdapterNotLoaded`],
     /// [`EngineError::PromptTooLong`], [`EngineError::EmptyPrompt`], [`EngineError::TokenOutOfRange`],
-    /// [`EngineError::Stopped`].
-    pub fn generate(&self, request: GenerateRequest) -> Result<Generation, EngineError> {
+    /// [`EngineError::FormTooLong`], [`EngineError::Stopped`].
+    pub fn generate_choices(
+        &self,
+        request: GenerateRequest,
+        seeds: &[u64],
+    ) -> Result<Vec<Generation>, EngineError> {
+        let max_tokens = self.check(&request)?;
+        let places = seeds
+            .iter()
+            .map(|_| self.place())
+            .collect::<Result<Vec<_>, _>>()?;
+        let adapter = match &request.adapter {
+            None => None,
+            Some(id) => {
+                let found = self.adapters().use_adapter(id);
+                Some(found.ok_or_else(|| EngineError::AdapterNotLoaded {
+                    adapter: id.clone(),
+                })?)
+            }
+        };
+        let prompt_tokens = request.prompt.len();
+        let (mut generations, mut choices) = (Vec::new(), Vec::new());
+        for (seed, place) in seeds.iter().zip(places) {
+            // Unbounded in type, bounded in fact: at most one event a token and one at the end.
+            let (events, receiver) = mpsc::unbounded_channel();
+            let progress = Arc::new(AtomicU64::new(0));
+            let sampling = SamplingParams {
+                seed: *seed,
+                ..request.sampling.clone()
+            };
+            generations.push(Generation {
+                prompt_tokens,
+                events: receiver,
+                progress: Arc::clone(&progress),
+            });
+            choices.push(Choice {
+                sampler: Sampler::new(sampling, &request.prompt),
+                matcher: request.grammar.as_ref().map(Matcher::new),
+                text: AnswerText::new(request.stop.clone()),
+                events,
+                progress,
+                _place: place,
+            });
+        }
+        let flow = request.flow.or(request.adapter).unwrap_or_default();
+        let root = Root {
+            scope: request.cache_scope.into(),
+            adapter: adapter.as_ref().map_or(0, |adapter| adapter.instance),
+        };
+        let question = Arc::new(Question {
+            prompt: request.prompt,
+            adapter,
+            max_tokens,
+            logprobs: request.logprobs,
+            flow: flow.into(),
+            root,
+        });
+        // The last one leads.
+        choices.reverse();
+        self.send(Command::Generate(Box::new(Arrival { question, choices })))?;
+        Ok(generations)
+    }
+
+    /// Most tokens of the answer to a request that can be answered.
+    fn check(&self, request: &GenerateRequest) -> Result<usize, EngineError> {
         let limits = self.shared.limits;
         let prompt_tokens = request.prompt.len();
         if prompt_tokens == 0 {
@@ -427,107 +361,17 @@ impl EngineHandle {
                 vocabulary: limits.vocabulary,
             });
         }
-        let place = self.place()?;
-        let adapter = match &request.adapter {
-            None => None,
-            Some(id) => {
-                let found = self.adapters().use_adapter(id);
-                Some(found.ok_or_else(|| EngineError::AdapterNotLoaded {
-                    adapter: id.clone(),
-                })?)
-            }
-        };
         let room = limits.context - prompt_tokens;
         let max_tokens = request.max_tokens.map_or(room, |limit| limit.min(room));
-        // Unbounded in type, bounded in fact: at most one event a token and one at the end.
-        let (events, receiver) = mpsc::unbounded_channel();
-        let progress = Arc::new(AtomicU64::new(0));
-        let arrival = Arrival {
-            request,
-            adapter,
-            max_tokens,
-            events,
-            progress: Arc::clone(&progress),
-            _place: place,
-        };
-        self.send(Command::Generate(Box::new(arrival)))?;
-        Ok(Generation {
-            prompt_tokens,
-            events: receiver,
-            progress,
-        })
-    }
-
-    /// Loads an adapter under a name: checks that it fits and its reference logits, makes room.
-    ///
-    /// # Errors
-    /// [`LoadError`] with the reason; nothing is loaded then.
-    pub async fn load_adapter(
-        &self,
-        id: &str,
-        weights: Arc<LoraAdapter>,
-        canary: CanaryCheck,
-    ) -> Result<LoadReport, LoadError> {
-        if !weights.fits(self.shared.model.config()) {
-            return Err(CanaryError::WrongShape.into());
+        if let Some(grammar) = &request.grammar
+            && grammar.least_bytes() > max_tokens
+        {
+            return Err(EngineError::FormTooLong {
+                needed: grammar.least_bytes(),
+                limit: max_tokens,
+            });
         }
-        let bytes = weights.bytes();
-        let adapter = Box::new(LoadedAdapter {
-            id: id.to_owned(),
-            weights,
-            bytes,
-        });
-        let (answer, result) = oneshot::channel();
-        self.send(Command::Load {
-            adapter,
-            canary: Box::new(canary),
-            answer,
-        })?;
-        result.await.map_err(|_| EngineError::Stopped)?
-    }
-
-    /// Loads an adapter from the bytes of its two PEFT files; parsing runs off the caller's thread.
-    ///
-    /// # Errors
-    /// [`LoadError::Files`] for files that are no adapter of this base model, and those of
-    /// [`EngineHandle::load_adapter`].
-    pub async fn load_adapter_files(
-        &self,
-        id: &str,
-        config_json: Vec<u8>,
-        weights: Vec<u8>,
-        canary: CanaryCheck,
-    ) -> Result<LoadReport, LoadError> {
-        let model = Arc::clone(&self.shared.model);
-        let parsed = tokio::task::spawn_blocking(move || {
-            LoraAdapter::from_bytes(&config_json, &weights, model.config())
-        })
-        .await
-        .map_err(|_| EngineError::Computation {
-            reason: "reading the adapter panicked".into(),
-        })?;
-        let adapter = parsed.map_err(|error| LoadError::Files {
-            reason: error.to_string(),
-        })?;
-        self.load_adapter(id, Arc::new(adapter), canary).await
-    }
-
-    /// Records reference logits of an adapter on this engine, for adapters that come without a record.
-    ///
-    /// # Errors
-    /// [`EngineError`]; prompts must be made of tokens of the vocabulary.
-    pub async fn record_canary(
-        &self,
-        prompts: Vec<Vec<u32>>,
-        weights: Arc<LoraAdapter>,
-    ) -> Result<Canary, EngineError> {
-        let (answer, result) = oneshot::channel();
-        self.send(Command::Record {
-            prompts,
-            weights,
-            answer,
-        })?;
-        result.await.map_err(|_| EngineError::Stopped)?
+        Ok(max_tokens)
     }
 
     /// Forgets an adapter; requests that run on it finish. Returns whether it was loaded.
@@ -538,6 +382,11 @@ impl EngineHandle {
     /// The loaded adapters by name.
     pub fn list(&self) -> Vec<AdapterInfo> {
         self.adapters().list()
+    }
+
+    /// Keeps a loaded adapter in memory until the pin is dropped; `None` when it is not loaded.
+    pub fn pin_adapter(&self, id: &str) -> Option<AdapterPin> {
+        self.adapters().use_adapter(id).map(AdapterPin)
     }
 
     /// Whether an adapter is loaded.
@@ -553,6 +402,8 @@ impl EngineHandle {
             waiting: counters.waiting.load(Ordering::Relaxed),
             generated_tokens: counters.generated.load(Ordering::Relaxed),
             prompt_tokens: counters.prompt.load(Ordering::Relaxed),
+            blocks: counters.blocks.load(Ordering::Relaxed),
+            preempted: counters.preempted.load(Ordering::Relaxed),
         }
     }
 
@@ -571,7 +422,7 @@ impl EngineHandle {
         self.shared.limits.context
     }
 
-    fn send(&self, command: Command) -> Result<(), EngineError> {
+    pub(crate) fn send(&self, command: Command) -> Result<(), EngineError> {
         self.shared
             .commands
             .try_send(command)
@@ -594,7 +445,7 @@ impl EngineHandle {
             })
     }
 
-    fn adapters(&self) -> std::sync::MutexGuard<'_, AdapterCache> {
+    pub(crate) fn adapters(&self) -> std::sync::MutexGuard<'_, AdapterCache> {
         self.shared
             .adapters
             .lock()

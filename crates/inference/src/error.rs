@@ -23,6 +23,16 @@ pub enum EngineError {
     /// The prompt has no tokens.
     #[error("the prompt is empty")]
     EmptyPrompt,
+    /// The limit of tokens is too small for any answer of the form that was asked for.
+    #[error(
+        "the answer must have a form that takes up to {needed} tokens; at most {limit} are allowed"
+    )]
+    FormTooLong {
+        /// Tokens that suffice.
+        needed: usize,
+        /// Most tokens of this answer.
+        limit: usize,
+    },
     /// A token id outside the vocabulary.
     #[error("token id {id} is outside the vocabulary of {vocabulary}")]
     TokenOutOfRange {
@@ -128,6 +138,7 @@ impl From<EngineError> for ApiError {
             EngineError::EmptyPrompt | EngineError::TokenOutOfRange { .. } => {
                 Self::parameter("prompt", message)
             }
+            EngineError::FormTooLong { .. } => Self::parameter("max_tokens", message),
             EngineError::Template { .. } => Self::parameter("messages", message),
             EngineError::AdapterNotLoaded { .. } => Self {
                 status: 503,

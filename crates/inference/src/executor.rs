@@ -1,36 +1,34 @@
-//! The model with one cache per place: the only code of this crate that runs the network.
+//! The model and the memory of its caches: the only code of this crate that runs the network.
 
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use zerog_model::{BaseModel, InferenceScratch, KvCache, LogitsWanted, LoraAdapter, Row};
+use zerog_model::{BaseModel, InferenceScratch, KvCache, KvPool, LogitsWanted, LoraAdapter, Row};
 
 use crate::error::EngineError;
 
-/// New tokens of the sequence in one slot.
-pub(crate) struct SlotRow<'a> {
-    pub(crate) slot: usize,
+/// New tokens of one sequence.
+pub(crate) struct SequenceRow<'a> {
     pub(crate) tokens: &'a [u32],
+    pub(crate) cache: &'a mut KvCache,
     pub(crate) adapter: Option<Arc<LoraAdapter>>,
     /// Whether a token is chosen after this row.
     pub(crate) samples: bool,
 }
 
-/// A base model and the caches of its slots.
+/// A base model, the blocks of its caches and its working memory.
 pub(crate) struct Executor {
     model: Arc<BaseModel>,
-    caches: Vec<KvCache>,
+    pool: Arc<KvPool>,
     scratch: InferenceScratch,
 }
 
 impl Executor {
-    pub(crate) fn new(model: Arc<BaseModel>, slots: usize) -> Self {
-        let caches = (0..slots)
-            .map(|_| KvCache::new(model.config(), 0))
-            .collect();
+    pub(crate) fn new(model: Arc<BaseModel>) -> Self {
         Self {
+            pool: KvPool::new(model.config()),
             model,
-            caches,
             scratch: InferenceScratch::default(),
         }
     }
@@ -39,39 +37,35 @@ impl Executor {
         &self.model
     }
 
-    /// Forgets the sequence of a slot and gives its memory back.
-    pub(crate) fn clear(&mut self, slot: usize) {
-        self.caches[slot] = KvCache::new(self.model.config(), 0);
+    pub(crate) fn pool(&self) -> &Arc<KvPool> {
+        &self.pool
     }
 
-    /// Reserves memory for a sequence about to start.
-    pub(crate) fn prepare(&mut self, slot: usize, expected_tokens: usize) {
-        self.caches[slot] = KvCache::new(self.model.config(), expected_tokens);
-    }
-
-    /// Advances the slots of `rows`, which are all different. Returns logits for the rows that sample, empty ones for
-    /// the others.
-    pub(crate) fn forward(&mut self, rows: &[SlotRow<'_>]) -> Result<Vec<Vec<f32>>, EngineError> {
-        let mut caches: Vec<Option<&mut KvCache>> = self.caches.iter_mut().map(Some).collect();
-        let mut batch = Vec::with_capacity(rows.len());
-        for row in rows {
-            let cache = caches
-                .get_mut(row.slot)
-                .and_then(Option::take)
-                .expect("rows have different slots");
-            let wanted = if row.samples {
-                LogitsWanted::Last
-            } else {
-                LogitsWanted::None
-            };
-            batch.push(Row {
+    /// Advances the sequences of `rows` and returns where the logits of each one are; an empty place for those that do
+    /// not sample.
+    pub(crate) fn forward(
+        &mut self,
+        rows: Vec<SequenceRow<'_>>,
+    ) -> Result<Vec<Range<usize>>, EngineError> {
+        let mut batch: Vec<Row<'_>> = rows
+            .into_iter()
+            .map(|row| Row {
                 tokens: row.tokens,
-                cache,
-                adapter: row.adapter.clone(),
-                wanted,
-            });
-        }
-        run(&self.model, &mut batch, &mut self.scratch)
+                cache: row.cache,
+                adapter: row.adapter,
+                wanted: if row.samples {
+                    LogitsWanted::Last
+                } else {
+                    LogitsWanted::None
+                },
+            })
+            .collect();
+        self.run(&mut batch)
+    }
+
+    /// The logits at a place of the last step.
+    pub(crate) fn logits(&self, place: Range<usize>) -> &[f32] {
+        self.scratch.logits(place)
     }
 
     /// Logits after the last of `tokens`, on a cache of their own.
@@ -87,21 +81,16 @@ impl Executor {
             adapter,
             wanted: LogitsWanted::Last,
         }];
-        let mut logits = run(&self.model, &mut batch, &mut self.scratch)?;
-        logits.pop().ok_or_else(|| EngineError::Computation {
-            reason: "no logits".into(),
-        })
+        let place = self.run(&mut batch)?.pop().unwrap_or_default();
+        Ok(self.logits(place).to_vec())
     }
-}
 
-/// Runs the network. A panic in the numeric code is a bug; it costs the requests of this step, not the engine.
-fn run(
-    model: &BaseModel,
-    batch: &mut [Row<'_>],
-    scratch: &mut InferenceScratch,
-) -> Result<Vec<Vec<f32>>, EngineError> {
-    catch_unwind(AssertUnwindSafe(|| model.forward(batch, scratch)))
-        .map_err(|_| "the numeric code panicked".to_owned())
-        .and_then(|outcome| outcome.map_err(|error| error.to_string()))
-        .map_err(|reason| EngineError::Computation { reason })
+    /// Runs the network. A panic in the numeric code is a bug; it costs the requests of this step, not the engine.
+    fn run(&mut self, batch: &mut [Row<'_>]) -> Result<Vec<Range<usize>>, EngineError> {
+        let Self { model, scratch, .. } = self;
+        catch_unwind(AssertUnwindSafe(|| model.forward_in_place(batch, scratch)))
+            .map_err(|_| "the numeric code panicked".to_owned())
+            .and_then(|outcome| outcome.map_err(|error| error.to_string()))
+            .map_err(|reason| EngineError::Computation { reason })
+    }
 }

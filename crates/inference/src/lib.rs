@@ -9,28 +9,37 @@
 //!
 //! Accounts, prices and the life of an adapter outside memory are the provider's business.
 
+pub mod adapter_package;
 pub mod canary;
 pub mod engine;
 pub mod error;
+pub mod generation;
 pub mod openai_api;
 pub mod router;
 pub mod service;
 
 mod adapters;
+mod answer_text;
 mod executor;
+mod fair_queue;
+mod grammar;
+mod loading;
+mod prefix_cache;
 mod scheduler;
 mod sequence;
-mod stream;
+mod tool_calls;
 
+pub use adapter_package::{AdapterPackage, PackageError, PackageSource};
 pub use adapters::{AdapterInfo, NoRoom};
 pub use canary::{Canary, CanaryError, CanaryProbe, CanaryReport};
-pub use engine::{
-    CanaryCheck, Completion, EngineConfig, EngineHandle, EngineStats, GenerateRequest, Generation,
-    GenerationEvent, LoadError, LoadReport,
-};
+pub use engine::{AdapterPin, EngineConfig, EngineHandle, EngineStats};
 pub use error::{ApiError, EngineError};
+pub use generation::{Completion, GenerateRequest, Generation, GenerationEvent};
+pub use grammar::Grammar;
+pub use loading::{CanaryCheck, LoadError, LoadReport, Trust};
 pub use openai_api::{CheckedRequest, FinishReason, Usage};
 pub use router::{Served, router};
-pub use service::{AnswerId, Reply, ReplyEvent, ReplyStream, Started, Target, UsageMeter};
-pub use stream::DONE;
+pub use service::{
+    AnswerId, DONE, Prepared, Reply, ReplyEvent, ReplyStream, Started, Target, UsageMeter,
+};
 pub use zerog_model::SamplingParams;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -32,12 +32,13 @@ pub struct Served {
     pub created_s: u64,
 }
 
-/// Routes `POST /chat/completions`, `POST /completions`, `GET /models`.
+/// Routes `POST /chat/completions`, `POST /completions`, `GET /models`, `GET /models/{name}`.
 pub fn router(served: Served) -> Router {
     let routes = Router::new()
         .route("/chat/completions", post(chat))
         .route("/completions", post(completion))
-        .route("/models", get(models));
+        .route("/models", get(models))
+        .route("/models/{*name}", get(model));
     Router::new()
         .nest("/v1", routes.clone())
         .merge(routes)
@@ -58,6 +59,16 @@ async fn models(State(served): State<Served>) -> Response {
         StatusCode::OK,
         Bytes::from(models_json(&served).to_string()),
     )
+}
+
+/// `GET /models/{name}`; names of base models may contain slashes.
+async fn model(State(served): State<Served>, Path(name): Path<String>) -> Response {
+    let list = models_json(&served);
+    let known = list["data"].as_array().into_iter().flatten();
+    match known.into_iter().find(|entry| entry["id"] == name.as_str()) {
+        Some(entry) => json_response(StatusCode::OK, Bytes::from(entry.to_string())),
+        None => ApiError::model_not_found(&name).into_response(),
+    }
 }
 
 /// Body of `GET /models`: the base model's names, then the loaded adapters with their parent.
@@ -81,12 +92,7 @@ pub fn models_json(served: &Served) -> Value {
 
 /// Answers a checked request, whole or as a stream.
 async fn respond(served: &Served, request: Result<CheckedRequest, ApiError>) -> Response {
-    let started = request.and_then(|request| {
-        let target = resolve(served, &request.model)?;
-        let id = AnswerId::fresh(request.route);
-        service::start(&served.engine, request, target, id)
-    });
-    match started {
+    match start(served, request).await {
         Err(error) => error.into_response(),
         Ok(started) if started.wants_stream() => stream_response(started),
         Ok(started) => match started.finish().await {
@@ -96,26 +102,32 @@ async fn respond(served: &Served, request: Result<CheckedRequest, ApiError>) -> 
     }
 }
 
+async fn start(
+    served: &Served,
+    request: Result<CheckedRequest, ApiError>,
+) -> Result<Started, ApiError> {
+    let request = request?;
+    let target = resolve(served, &request.model)?;
+    let id = AnswerId::fresh(request.route);
+    let prepared = service::prepare(&served.engine, request).await?;
+    prepared.start(&served.engine, target, id)
+}
+
 fn resolve(served: &Served, model: &str) -> Result<Target, ApiError> {
-    let model_name = model.to_owned();
+    let target = |model: &str, adapter| Target {
+        model: model.to_owned(),
+        adapter,
+        caller: String::new(),
+    };
     if model.is_empty() {
-        let model = served.base_names.first().cloned().unwrap_or_default();
-        return Ok(Target {
-            model,
-            adapter: None,
-        });
+        let first = served.base_names.first().map_or("", String::as_str);
+        return Ok(target(first, None));
     }
     if served.base_names.iter().any(|name| name == model) {
-        return Ok(Target {
-            model: model_name,
-            adapter: None,
-        });
+        return Ok(target(model, None));
     }
     if served.engine.has_adapter(model) {
-        return Ok(Target {
-            adapter: Some(model_name.clone()),
-            model: model_name,
-        });
+        return Ok(target(model, Some(model.to_owned())));
     }
     Err(ApiError::model_not_found(model))
 }

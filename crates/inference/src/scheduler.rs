@@ -1,61 +1,49 @@
-//! Which tokens are computed next: every running answer gets one token a step, and what is left of the step goes to
-//! prompts, first come, first served. Each row of a step has its own adapter or none.
+//! Which tokens are computed next: every running answer gets one token a step, and what is left of the step is shared
+//! out among prompts. Each row of a step has its own adapter or none.
+//!
+//! Memory of keys and values is taken block by block. When it runs out, remembered beginnings go first; then the answer
+//! that was admitted last gives its blocks back and is computed again later, to the same bits.
 
-use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
-use zerog_model::{Sampler, log_probabilities, top_log_probabilities};
-use zerog_tokenization::{Tokenizer, TokenizerError};
+use rayon::prelude::*;
+use zerog_model::{BLOCK_TOKENS, KvCache};
+use zerog_tokenization::Tokenizer;
 
-use crate::adapters::LoadedAdapter;
-use crate::engine::{Counters, EngineConfig, GenerateRequest, GenerationEvent};
+use crate::engine::{Counters, EngineConfig};
 use crate::error::EngineError;
-use crate::executor::{Executor, SlotRow};
-use crate::openai_api::{FinishReason, TokenLogprob, TopLogprob, Usage};
-use crate::sequence::AnswerText;
+use crate::executor::{Executor, SequenceRow};
+use crate::fair_queue::FairQueue;
+use crate::grammar::Vocabulary;
+use crate::prefix_cache::PrefixCache;
+use crate::sequence::{Marks, Sequence};
 
-/// A request that the engine has taken.
-pub(crate) struct Arrival {
-    pub(crate) request: GenerateRequest,
-    pub(crate) adapter: Option<Arc<LoadedAdapter>>,
-    /// Most tokens to generate; together with the prompt it fits the context.
-    pub(crate) max_tokens: usize,
-    pub(crate) events: mpsc::UnboundedSender<GenerationEvent>,
-    pub(crate) progress: Arc<AtomicU64>,
-    /// The place in the engine; free again when the request is dropped.
-    pub(crate) _place: OwnedSemaphorePermit,
-}
-
-impl Arrival {
-    fn reserved_tokens(&self) -> usize {
-        self.request.prompt.len() + self.max_tokens
-    }
-}
-
-struct Running {
-    arrival: Arrival,
-    slot: usize,
-    /// Prompt tokens that are in the cache.
-    computed: usize,
-    /// Token that the next step computes, once the prompt is done.
-    next_token: Option<u32>,
-    sampler: Sampler,
-    text: AnswerText,
-    generated: usize,
-}
+/// Fewest prompt tokens of one row in a step: smaller pieces waste the pass over the weights.
+const LEAST_PIECE: usize = 16;
+/// Vocabularies from which on the tokens of several answers are chosen side by side.
+const PARALLEL_VOCABULARY: usize = 16_384;
 
 /// The running and the waiting requests of one engine.
 pub(crate) struct Scheduler {
     executor: Executor,
     tokenizer: Arc<Tokenizer>,
+    vocabulary: Vocabulary,
     config: EngineConfig,
-    waiting: VecDeque<Arrival>,
-    running: Vec<Running>,
-    free_slots: Vec<usize>,
-    reserved_tokens: usize,
+    /// Blocks that all sequences and remembered beginnings may hold together.
+    capacity: usize,
+    waiting: FairQueue<Sequence>,
+    running: Vec<Sequence>,
+    prefixes: PrefixCache,
     counters: Arc<Counters>,
+}
+
+/// One row of a step.
+struct Part {
+    /// Place in the list of running sequences.
+    index: usize,
+    tokens: usize,
 }
 
 impl Scheduler {
@@ -65,15 +53,17 @@ impl Scheduler {
         config: EngineConfig,
         counters: Arc<Counters>,
     ) -> Self {
-        let free_slots = (0..config.max_running).rev().collect();
+        let size = executor.model().config().vocabulary_size;
         Self {
+            vocabulary: Vocabulary::of_table(tokenizer.table(), size),
+            // One more than the longest sequence takes, for the copy of a shared last block.
+            capacity: config.max_cached_tokens.div_ceil(BLOCK_TOKENS) + 1,
             executor,
             tokenizer,
             config,
-            waiting: VecDeque::new(),
+            waiting: FairQueue::default(),
             running: Vec::new(),
-            free_slots,
-            reserved_tokens: 0,
+            prefixes: PrefixCache::default(),
             counters,
         }
     }
@@ -86,8 +76,9 @@ impl Scheduler {
         self.running.is_empty() && self.waiting.is_empty()
     }
 
-    pub(crate) fn enqueue(&mut self, arrival: Arrival) {
-        self.waiting.push_back(arrival);
+    pub(crate) fn enqueue(&mut self, sequence: Sequence) {
+        let flow = Arc::clone(&sequence.question.flow);
+        self.waiting.push(&flow, sequence);
         self.count();
     }
 
@@ -95,266 +86,277 @@ impl Scheduler {
     pub(crate) fn step(&mut self) {
         self.drop_cancelled();
         self.admit();
-        self.count();
         let plan = self.plan();
+        self.count();
         if plan.is_empty() {
             return;
         }
-        let rows: Vec<SlotRow<'_>> = plan
-            .iter()
-            .map(|part| {
-                let running = &self.running[part.index];
-                let tokens = match &running.next_token {
-                    Some(token) => std::slice::from_ref(token),
-                    None => {
-                        &running.arrival.request.prompt
-                            [running.computed..running.computed + part.tokens]
-                    }
-                };
-                SlotRow {
-                    slot: running.slot,
-                    tokens,
-                    adapter: running
-                        .arrival
-                        .adapter
-                        .as_ref()
-                        .map(|adapter| Arc::clone(&adapter.weights)),
-                    samples: part.samples,
-                }
-            })
-            .collect();
-        let outcome = self.executor.forward(&rows);
-        drop(rows);
-        match outcome {
-            Ok(logits) => self.apply(&plan, &logits),
+        let rows = rows_of(&mut self.running, &plan);
+        match self.executor.forward(rows) {
+            Ok(places) => {
+                self.account(&plan);
+                self.advance(&plan, places);
+            }
             Err(error) => self.fail_all(&error),
         }
         self.count();
     }
 
     fn drop_cancelled(&mut self) {
-        self.waiting.retain(|arrival| !arrival.events.is_closed());
+        for sequence in self.waiting.remove_if(Sequence::drop_cancelled) {
+            self.waiting.gone(&sequence.question.flow);
+        }
         let gone: Vec<usize> = (0..self.running.len())
-            .filter(|index| self.running[*index].arrival.events.is_closed())
+            .filter(|index| self.running[*index].drop_cancelled())
             .collect();
         self.release(&gone);
     }
 
+    fn rows_in_use(&self) -> usize {
+        self.running.iter().map(Sequence::rows).sum()
+    }
+
     fn admit(&mut self) {
-        while let Some(arrival) = self.waiting.front() {
-            let tokens = arrival.reserved_tokens();
-            let fits = self.reserved_tokens + tokens <= self.config.max_cached_tokens
-                || self.running.is_empty();
-            if !fits || self.free_slots.is_empty() {
+        while let Some(next) = self.waiting.peek() {
+            let free_rows = self.config.max_running.saturating_sub(self.rows_in_use());
+            if free_rows == 0 {
                 return;
             }
-            let (Some(arrival), Some(slot)) = (self.waiting.pop_front(), self.free_slots.pop())
-            else {
+            // At least one token is computed, because its logits are needed.
+            let known = &next.tokens[..next.tokens.len() - 1];
+            let blocks = self.prefixes.find(&next.question.root, known);
+            let needed = next.tokens.len().div_ceil(BLOCK_TOKENS) - blocks.len();
+            // Room for everyone's next block, so that a newcomer does not push others out at once.
+            let spare = if self.running.is_empty() {
+                0
+            } else {
+                self.running.len()
+            };
+            if self.free_blocks() + self.prefixes.evictable() < needed + spare
+                && !self.running.is_empty()
+            {
+                return;
+            }
+            let Some(mut sequence) = self.waiting.pop() else {
                 return;
             };
-            self.executor.prepare(slot, tokens);
-            self.reserved_tokens += tokens;
-            let sampler = Sampler::new(arrival.request.sampling.clone(), &arrival.request.prompt);
-            let text = AnswerText::new(arrival.request.stop.clone());
-            self.running.push(Running {
-                arrival,
-                slot,
-                computed: 0,
-                next_token: None,
-                sampler,
-                text,
-                generated: 0,
-            });
+            if sequence.rows() > free_rows {
+                self.split(&mut sequence, free_rows);
+            }
+            sequence.cache = KvCache::from_blocks(self.executor.pool(), blocks);
+            if sequence.generated() == 0 {
+                sequence.reused = sequence.cache.len();
+            }
+            self.running.push(sequence);
         }
     }
 
-    fn plan(&self) -> Vec<Part> {
-        let mut plan = Vec::new();
-        let mut prompt_budget = self.config.prefill_chunk_tokens.max(1);
-        for (index, running) in self.running.iter().enumerate() {
-            if running.next_token.is_some() {
-                plan.push(Part {
-                    index,
-                    tokens: 1,
-                    samples: true,
-                });
-                continue;
+    /// Leaves `rows` answers with a sequence; the others become one of their own, which finds the prompt computed.
+    fn split(&mut self, sequence: &mut Sequence, rows: usize) {
+        let mut others = sequence.followers.split_off(rows - 1);
+        let Some(choice) = others.pop() else { return };
+        let rest = Sequence {
+            followers: others,
+            ..sequence.fork(choice)
+        };
+        let flow = Arc::clone(&rest.question.flow);
+        self.waiting.push(&flow, rest);
+    }
+
+    fn free_blocks(&self) -> usize {
+        self.capacity
+            .saturating_sub(self.executor.pool().live_blocks())
+    }
+
+    /// The rows of the next step, with memory for all of them.
+    fn plan(&mut self) -> Vec<Part> {
+        loop {
+            let plan = self.share_out();
+            let needed: usize = plan
+                .iter()
+                .map(|part| self.running[part.index].cache.blocks_needed(part.tokens))
+                .sum();
+            let free = self.free_blocks();
+            if needed <= free {
+                return plan;
             }
-            let left = running.arrival.request.prompt.len() - running.computed;
-            let tokens = left.min(prompt_budget);
-            if tokens > 0 {
-                prompt_budget -= tokens;
-                plan.push(Part {
-                    index,
-                    tokens,
-                    samples: tokens == left,
-                });
+            let evicted = self.prefixes.evict(needed - free);
+            if needed <= free + evicted || self.running.len() <= 1 {
+                return plan;
+            }
+            self.give_way();
+        }
+    }
+
+    fn share_out(&self) -> Vec<Part> {
+        let prompts = self.running.iter().filter(|one| !one.is_decoding()).count();
+        let budget = self.config.prefill_chunk_tokens.max(1);
+        let mut left = budget;
+        let share = (budget / prompts.max(1)).max(LEAST_PIECE);
+        let mut plan = Vec::with_capacity(self.running.len());
+        for (index, sequence) in self.running.iter().enumerate() {
+            let tokens = if sequence.is_decoding() {
+                1
+            } else {
+                let tokens = sequence.left().min(share).min(left);
+                left -= tokens;
+                tokens
+            };
+            plan.push(Part { index, tokens });
+        }
+        // What short prompts left over goes to the others, first come, first served.
+        for part in &mut plan {
+            let sequence = &self.running[part.index];
+            if !sequence.is_decoding() {
+                let more = (sequence.left() - part.tokens).min(left);
+                part.tokens += more;
+                left -= more;
             }
         }
+        plan.retain(|part| part.tokens > 0);
         plan
     }
 
-    fn apply(&mut self, plan: &[Part], logits: &[Vec<f32>]) {
-        let mut ended = Vec::new();
-        for (part, logits) in plan.iter().zip(logits) {
-            let running = &mut self.running[part.index];
-            if running.next_token.is_none() {
-                running.computed += part.tokens;
+    /// Sends the answer that was admitted last back to wait. What it has computed is remembered as long as there is
+    /// room.
+    fn give_way(&mut self) {
+        let Some(index) = self.running.len().checked_sub(1) else {
+            return;
+        };
+        self.remember(index);
+        let Some(mut last) = self.running.pop() else {
+            return;
+        };
+        last.cache = KvCache::in_pool(self.executor.pool());
+        self.counters.preempted.fetch_add(1, Ordering::Relaxed);
+        self.waiting.put_back(last);
+    }
+
+    /// Counts what a step computed.
+    fn account(&mut self, plan: &[Part]) {
+        for part in plan {
+            let sequence = &self.running[part.index];
+            if sequence.generated() == 0 {
                 self.counters
                     .prompt
                     .fetch_add(part.tokens as u64, Ordering::Relaxed);
             }
-            if !part.samples {
+            self.waiting
+                .charge(&sequence.question.flow, part.tokens as u64);
+        }
+    }
+
+    /// Chooses the next token of every answer whose tokens are all computed; `places` are those of the logits.
+    fn advance(&mut self, plan: &[Part], places: Vec<Range<usize>>) {
+        let mut logits_of: Vec<Option<Range<usize>>> = vec![None; self.running.len()];
+        for (part, place) in plan.iter().zip(places) {
+            let sequence = &mut self.running[part.index];
+            if sequence.left() > 0 {
                 continue;
             }
-            self.counters.generated.fetch_add(1, Ordering::Relaxed);
-            if advance(running, logits, &self.tokenizer) {
-                ended.push(part.index);
+            logits_of[part.index] = Some(place.clone());
+            if sequence.generated() > 0 {
+                continue;
             }
+            let followers = std::mem::take(&mut sequence.followers);
+            for choice in followers {
+                let follower = self.running[part.index].fork(choice);
+                self.waiting.joined(&follower.question.flow);
+                self.running.push(follower);
+                logits_of.push(Some(place.clone()));
+            }
+            self.remember(part.index);
         }
+        let Self {
+            executor,
+            tokenizer,
+            vocabulary,
+            running,
+            ..
+        } = self;
+        let choose = |marks: &mut Marks, (sequence, place): (&mut Sequence, &Option<_>)| {
+            place.clone().is_some_and(|place: Range<usize>| {
+                sequence.advance(executor.logits(place), tokenizer, vocabulary, marks)
+            })
+        };
+        let chosen = logits_of.iter().flatten().count();
+        let has_ended: Vec<bool> = if chosen > 1 && vocabulary.len() >= PARALLEL_VOCABULARY {
+            running
+                .par_iter_mut()
+                .zip(&logits_of)
+                .map_init(Marks::default, choose)
+                .collect()
+        } else {
+            let mut marks = Marks::default();
+            let pairs = running.iter_mut().zip(&logits_of);
+            pairs.map(|pair| choose(&mut marks, pair)).collect()
+        };
+        self.counters
+            .generated
+            .fetch_add(chosen as u64, Ordering::Relaxed);
+        let ended: Vec<usize> = (0..has_ended.len())
+            .filter(|index| has_ended[*index])
+            .collect();
         self.release(&ended);
+    }
+
+    /// Keeps the full blocks of a sequence for others that begin like it.
+    fn remember(&mut self, index: usize) {
+        if self.config.reuse_prefixes {
+            let sequence = &self.running[index];
+            let blocks = sequence.cache.full_blocks();
+            let root = &sequence.question.root;
+            self.prefixes.remember(root, &sequence.tokens, blocks);
+        }
     }
 
     fn fail_all(&mut self, error: &EngineError) {
         tracing::error!(%error, requests = self.running.len(), "an inference step failed");
-        for running in &self.running {
-            let _ = running
-                .arrival
-                .events
-                .send(GenerationEvent::Failed(error.clone()));
+        for sequence in std::mem::take(&mut self.running) {
+            sequence.choice.fail(error);
+            for choice in &sequence.followers {
+                choice.fail(error);
+            }
+            self.waiting.gone(&sequence.question.flow);
         }
-        let all: Vec<usize> = (0..self.running.len()).collect();
-        self.release(&all);
     }
 
     /// Removes running requests; `indices` are ascending.
     fn release(&mut self, indices: &[usize]) {
         for index in indices.iter().rev() {
-            let running = self.running.remove(*index);
-            self.reserved_tokens -= running.arrival.reserved_tokens();
-            self.executor.clear(running.slot);
-            self.free_slots.push(running.slot);
+            self.remember(*index);
+            let sequence = self.running.remove(*index);
+            self.waiting.gone(&sequence.question.flow);
         }
     }
 
     fn count(&self) {
-        self.counters
-            .running
-            .store(self.running.len(), Ordering::Relaxed);
-        self.counters
-            .waiting
-            .store(self.waiting.len(), Ordering::Relaxed);
+        let counters = &self.counters;
+        let set = |counter: &AtomicUsize, value| counter.store(value, Ordering::Relaxed);
+        set(&counters.running, self.running.len());
+        set(&counters.waiting, self.waiting.len());
+        set(&counters.blocks, self.executor.pool().live_blocks());
     }
 }
 
-/// One row of a step.
-struct Part {
-    /// Place in the list of running requests.
-    index: usize,
-    tokens: usize,
-    /// Whether a token is chosen after this row.
-    samples: bool,
-}
-
-/// Chooses the next token of one answer and hands out what it means. Returns whether the answer has ended.
-fn advance(running: &mut Running, logits: &[f32], tokenizer: &Tokenizer) -> bool {
-    let outcome = if logits.iter().any(|logit| logit.is_nan()) {
-        Err(EngineError::Computation {
-            reason: "the logits are not numbers".into(),
-        })
-    } else {
-        next_event(running, logits, tokenizer).map_err(|error| EngineError::Computation {
-            reason: error.to_string(),
-        })
-    };
-    let events = &running.arrival.events;
-    match outcome {
-        Ok((delta, reason)) => {
-            if let Some(delta) = delta {
-                let _ = events.send(delta);
-            }
-            let Some(reason) = reason else { return false };
-            let usage = Usage::new(
-                running.arrival.request.prompt.len() as u64,
-                running.generated as u64,
-            );
-            let _ = events.send(GenerationEvent::Finished { reason, usage });
-            true
-        }
-        Err(error) => {
-            let _ = events.send(GenerationEvent::Failed(error));
-            true
-        }
-    }
-}
-
-type Step = (Option<GenerationEvent>, Option<FinishReason>);
-
-fn next_event(
-    running: &mut Running,
-    logits: &[f32],
-    tokenizer: &Tokenizer,
-) -> Result<Step, TokenizerError> {
-    let token = running.sampler.sample(logits).token;
-    running.generated += 1;
-    running
-        .arrival
-        .progress
-        .store(running.generated as u64, Ordering::Relaxed);
-    if tokenizer.stop_ids().contains(&token) {
-        let rest = running.text.finish(tokenizer)?;
-        return Ok((delta(rest.text, Vec::new()), Some(FinishReason::Stop)));
-    }
-    let mut logprobs = Vec::new();
-    if let Some(alternatives) = running.arrival.request.logprobs {
-        logprobs.push(describe(token, logits, alternatives, tokenizer)?);
-    }
-    let piece = running.text.push(tokenizer, token)?;
-    if piece.stopped {
-        return Ok((delta(piece.text, logprobs), Some(FinishReason::Stop)));
-    }
-    running.next_token = Some(token);
-    if running.generated < running.arrival.max_tokens {
-        return Ok((delta(piece.text, logprobs), None));
-    }
-    let rest = running.text.finish(tokenizer)?;
-    let reason = if rest.stopped {
-        FinishReason::Stop
-    } else {
-        FinishReason::Length
-    };
-    Ok((delta(piece.text + &rest.text, logprobs), Some(reason)))
-}
-
-fn delta(text: String, logprobs: Vec<TokenLogprob>) -> Option<GenerationEvent> {
-    (!text.is_empty() || !logprobs.is_empty()).then_some(GenerationEvent::Delta { text, logprobs })
-}
-
-/// Log probabilities of a place in the answer, under the model alone: before temperature, penalties and cuts.
-fn describe(
-    token: u32,
-    logits: &[f32],
-    alternatives: usize,
-    tokenizer: &Tokenizer,
-) -> Result<TokenLogprob, TokenizerError> {
-    let mut top_logprobs = Vec::with_capacity(alternatives);
-    for (id, logprob) in top_log_probabilities(logits, alternatives) {
-        let token = tokenizer.decode(&[id], false)?;
-        top_logprobs.push(TopLogprob {
-            bytes: token.clone().into_bytes(),
-            token,
-            logprob,
+fn rows_of<'a>(running: &'a mut [Sequence], plan: &[Part]) -> Vec<SequenceRow<'a>> {
+    let mut planned = plan.iter().peekable();
+    let mut rows = Vec::with_capacity(plan.len());
+    for (index, sequence) in running.iter_mut().enumerate() {
+        let Some(part) = planned.next_if(|part| part.index == index) else {
+            continue;
+        };
+        let start = sequence.cache.len();
+        rows.push(SequenceRow {
+            tokens: &sequence.tokens[start..start + part.tokens],
+            samples: start + part.tokens == sequence.tokens.len(),
+            cache: &mut sequence.cache,
+            adapter: sequence
+                .question
+                .adapter
+                .as_ref()
+                .map(|adapter| Arc::clone(&adapter.weights)),
         });
     }
-    let logprob = log_probabilities(logits)
-        .get(token as usize)
-        .copied()
-        .unwrap_or(f32::NEG_INFINITY);
-    let token = tokenizer.decode(&[token], false)?;
-    Ok(TokenLogprob {
-        bytes: token.clone().into_bytes(),
-        token,
-        logprob,
-        top_logprobs,
-    })
+    rows
 }

@@ -1,5 +1,5 @@
-//! Attention with grouped queries: causal over packed segments in training and over a cache in serving, and in
-//! both directions within packed segments for encoders.
+//! Attention with grouped queries over packed segments: causal in training, and in both directions for encoders.
+//! Serving has [`crate::cached_attention`].
 //!
 //! Queries are `(T, heads·D)`, keys and values `(T, groups·D)`; `heads / groups` query heads share one key
 //! and value head. Segments are independent sequences laid end to end: no token sees another segment.
@@ -13,10 +13,6 @@ use rayon::prelude::*;
 
 /// Query rows that are scored together.
 const QUERY_BLOCK: usize = 64;
-/// Tokens of one row per piece of work in [`forward_cached`].
-const TOKEN_BLOCK: usize = 8;
-/// Multiplications below which serving runs on the calling thread.
-const PARALLEL_WORK: usize = 1 << 19;
 
 /// Numbers of heads and their size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +34,7 @@ impl Heads {
         self.groups * self.size
     }
 
-    fn scale(self) -> f32 {
+    pub(crate) fn scale(self) -> f32 {
         1.0 / (self.size as f32).sqrt()
     }
 }
@@ -350,130 +346,4 @@ multiversion! {
             *gradient = probability * (*gradient - delta) * factor;
         }
     }
-}
-
-/// The new tokens of one sequence and its cache, which already contains their keys and values.
-#[derive(Clone, Copy, Debug)]
-pub struct CachedRow<'a> {
-    /// New tokens; they are the last ones of the cache.
-    pub tokens: usize,
-    /// Cached keys `(length, groups·D)`.
-    pub keys: &'a [f32],
-    /// Cached values `(length, groups·D)`.
-    pub values: &'a [f32],
-}
-
-/// Attention of the new tokens of several sequences, `q` and `output` being `(T, heads·D)` with the rows of
-/// the sequences in order.
-///
-/// Every token is computed in an order that depends only on its own position, so that its bits do not
-/// depend on the batch or on how a prompt was cut into pieces.
-pub fn forward_cached(heads: Heads, rows: &[CachedRow<'_>], q: &[f32], output: &mut [f32]) {
-    let tokens: usize = rows.iter().map(|row| row.tokens).sum();
-    let (query_width, key_width) = (heads.query_width(), heads.key_width());
-    assert!(q.len() == tokens * query_width && output.len() == q.len());
-    let mut items = Vec::new();
-    let (mut start, mut work) = (0, 0);
-    for row in rows {
-        let length = row.keys.len() / key_width;
-        assert!(row.values.len() == row.keys.len() && row.tokens <= length);
-        for first in (0..row.tokens).step_by(TOKEN_BLOCK) {
-            for group in 0..heads.groups {
-                items.push((row, start, first, group, length));
-            }
-        }
-        work += row.tokens * length * query_width;
-        start += row.tokens;
-    }
-    let shared = heads.queries / heads.groups;
-    let output = Disjoint::new(output);
-    let run =
-        |scores: &mut Vec<f32>,
-         (row, start, first, group, length): (&CachedRow<'_>, usize, usize, usize, usize)| {
-            for token in first..row.tokens.min(first + TOKEN_BLOCK) {
-                let seen = length - row.tokens + token + 1;
-                scores.resize(seen, 0.0);
-                for head in group * shared..(group + 1) * shared {
-                    let place = (start + token) * query_width + head * heads.size;
-                    let keys = &row.keys[group * heads.size..];
-                    let values = &row.values[group * heads.size..];
-                    // SAFETY: each token and head belongs to one item.
-                    let output = unsafe { output.slice(place, heads.size) };
-                    attend(
-                        &q[place..place + heads.size],
-                        keys,
-                        values,
-                        key_width,
-                        scores,
-                        heads.scale(),
-                        output,
-                    );
-                }
-            }
-        };
-    if work < PARALLEL_WORK {
-        let mut scores = Vec::new();
-        items.into_iter().for_each(|item| run(&mut scores, item));
-    } else {
-        items.into_par_iter().for_each_init(Vec::new, run);
-    }
-}
-
-multiversion! {
-    fn scores_of(query: &[f32], keys: &[f32], stride: usize, scores: &mut [f32]) {
-        for (index, score) in scores.iter_mut().enumerate() {
-            let key = &keys[index * stride..index * stride + query.len()];
-            let mut lanes = [0.0_f32; 8];
-            let (left, right) = (query.chunks_exact(8), key.chunks_exact(8));
-            for (lane, (left, right)) in left.remainder().iter().zip(right.remainder()).enumerate() {
-                lanes[lane] += left * right;
-            }
-            for (left, right) in left.zip(right) {
-                for lane in 0..8 {
-                    lanes[lane] += left[lane] * right[lane];
-                }
-            }
-            *score = ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
-        }
-    }
-}
-
-multiversion! {
-    fn weighted_sum(weights: &[f32], values: &[f32], stride: usize, output: &mut [f32]) {
-        output.fill(0.0);
-        let width = output.len();
-        let mut index = 0;
-        // Four rows for each pass over the output, added one after the other.
-        while index + 4 <= weights.len() {
-            let row = |offset: usize| &values[(index + offset) * stride..(index + offset) * stride + width];
-            let (a, b, c, d) = (row(0), row(1), row(2), row(3));
-            let w = &weights[index..index + 4];
-            for (place, output) in output.iter_mut().enumerate() {
-                *output = (((*output + w[0] * a[place]) + w[1] * b[place]) + w[2] * c[place]) + w[3] * d[place];
-            }
-            index += 4;
-        }
-        while index < weights.len() {
-            let row = &values[index * stride..index * stride + width];
-            for (output, value) in output.iter_mut().zip(row) {
-                *output += weights[index] * *value;
-            }
-            index += 1;
-        }
-    }
-}
-
-fn attend(
-    query: &[f32],
-    keys: &[f32],
-    values: &[f32],
-    stride: usize,
-    scores: &mut [f32],
-    factor: f32,
-    output: &mut [f32],
-) {
-    scores_of(query, keys, stride, scores);
-    let (_, sum) = exponentials(scores, factor);
-    weighted_sum(scores, values, stride, output);
-    scale(output, 1.0 / sum);
 }

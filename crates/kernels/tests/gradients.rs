@@ -296,43 +296,6 @@ fn long_segments_cross_blocks() {
 }
 
 #[test]
-fn attention_over_a_cache_equals_attention_over_a_segment() {
-    let heads = Heads {
-        queries: 4,
-        groups: 2,
-        size: 20,
-    };
-    let length = 37;
-    let (q, k, v) = (
-        numbers(length * 80, 1),
-        numbers(length * 40, 2),
-        numbers(length * 40, 3),
-    );
-    let (mut whole, mut log_sums) = (vec![0.0; length * 80], vec![0.0; 4 * length]);
-    attention::forward(heads, &[length], &q, &k, &v, &mut whole, &mut log_sums);
-    let mut at_once = vec![0.0; length * 80];
-    let row = |end: usize, tokens: usize| attention::CachedRow {
-        tokens,
-        keys: &k[..end * 40],
-        values: &v[..end * 40],
-    };
-    attention::forward_cached(heads, &[row(length, length)], &q, &mut at_once);
-    for (a, b) in whole.iter().zip(&at_once) {
-        assert!((a - b).abs() < 1e-5);
-    }
-    let mut in_pieces = vec![0.0; length * 80];
-    for (start, end) in [(0, 5), (5, 30), (30, 31), (31, length)] {
-        attention::forward_cached(
-            heads,
-            &[row(end, end - start)],
-            &q[start * 80..end * 80],
-            &mut in_pieces[start * 80..end * 80],
-        );
-    }
-    assert_eq!(at_once, in_pieces);
-}
-
-#[test]
 fn fused_head_and_cross_entropy() {
     let (width, vocabulary) = (6, 11);
     let targets = [3, NO_LABEL, 10, 0];

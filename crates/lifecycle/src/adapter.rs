@@ -113,6 +113,8 @@ pub enum AdapterEvent {
     },
     /// The engine dropped it to make room.
     Offloaded,
+    /// It is back in the engine, from files whose canary had passed before.
+    Resumed,
     /// Its files were removed to make room; they are still in storage.
     Archived,
     /// The engine is new and holds nothing.
@@ -294,6 +296,16 @@ pub fn apply(
             next.adapter.is_wanted = false;
             next.adapter.state = AdapterState::Offloaded;
         }
+        AdapterEvent::Resumed => {
+            let has_passed = matches!(adapter.state, AdapterState::Ready | AdapterState::Offloaded);
+            if !has_passed || !adapter.has_files {
+                return rejected("a return to the engine");
+            }
+            next.adapter.is_wanted = true;
+            next.adapter.failures = 0;
+            next.adapter.error = None;
+            next.adapter.state = AdapterState::Active;
+        }
         AdapterEvent::Archived => {
             if !matches!(adapter.state, AdapterState::Ready | AdapterState::Offloaded) {
                 return rejected("an archival");
@@ -375,6 +387,21 @@ mod tests {
             (next.adapter.state, next.adapter.error),
             (AdapterState::Pending, None)
         );
+    }
+
+    #[test]
+    fn an_offloaded_adapter_comes_back_without_an_effect_but_an_archived_one_does_not() {
+        let mut adapter = Adapter::announced();
+        adapter.state = AdapterState::Offloaded;
+        adapter.has_files = true;
+        let next = step(&adapter, &AdapterEvent::Resumed);
+        assert_eq!(
+            (next.adapter.state, next.effects.len()),
+            (AdapterState::Active, 0)
+        );
+        assert!(apply(&next.adapter, &AdapterEvent::Resumed, NOW).is_err());
+        let archived = step(&adapter, &AdapterEvent::Archived).adapter;
+        assert!(apply(&archived, &AdapterEvent::Resumed, NOW).is_err());
     }
 
     #[test]

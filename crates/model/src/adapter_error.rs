@@ -1,6 +1,8 @@
 //! Why adapter files are refused.
 
-use crate::adapter_files::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, MAXIMUM_CONFIG_BYTES};
+use crate::adapter_files::{
+    ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, MAXIMUM_CONFIG_BYTES, MAXIMUM_HEADER_BYTES,
+};
 use crate::adapter_layout::PREFIX;
 use crate::lora::MAXIMUM_RANK;
 
@@ -20,6 +22,14 @@ pub enum AdapterError {
     ConfigTooLarge {
         /// Its size.
         bytes: usize,
+    },
+    /// The weight file's list of tensors is larger than any real one.
+    #[error(
+        "{ADAPTER_WEIGHTS_FILE} has a header of {bytes} bytes, at most {MAXIMUM_HEADER_BYTES} are read"
+    )]
+    HeaderTooLarge {
+        /// Its size, as the file says.
+        bytes: u64,
     },
     /// The weight file is damaged.
     #[error("{ADAPTER_WEIGHTS_FILE} is not a valid safetensors file: {source}")]

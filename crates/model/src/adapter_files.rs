@@ -23,6 +23,8 @@ pub const ADAPTER_CONFIG_FILE: &str = "adapter_config.json";
 pub const ADAPTER_WEIGHTS_FILE: &str = "adapter_model.safetensors";
 /// Largest configuration file that is read.
 pub(crate) const MAXIMUM_CONFIG_BYTES: usize = 1024 * 1024;
+/// Largest list of tensors in a weight file; the longest real ones are below 1 MiB.
+pub(crate) const MAXIMUM_HEADER_BYTES: u64 = 16 * 1024 * 1024;
 
 /// Modules that PEFT lists for every classifier, whether the model has them or not.
 const USUAL_HEADS: [&str; 2] = ["classifier", "score"];
@@ -290,6 +292,12 @@ fn load(directory: &Path, layout: &Layout) -> Result<LoraAdapter, ModelError> {
 
 fn read(settings: &[u8], weights: &[u8], layout: &Layout) -> Result<LoraAdapter, AdapterError> {
     let settings = read_settings(settings, layout)?;
+    let header = weights
+        .first_chunk()
+        .map_or(0, |bytes| u64::from_le_bytes(*bytes));
+    if header > MAXIMUM_HEADER_BYTES {
+        return Err(AdapterError::HeaderTooLarge { bytes: header });
+    }
     let file =
         SafeTensors::deserialize(weights).map_err(|source| AdapterError::Weights { source })?;
     let mut found: HashMap<Place, Vec<f32>> = HashMap::new();

@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 use zerog_kernels::activation::silu_gate;
-use zerog_kernels::attention::{CachedRow, forward_cached};
+use zerog_kernels::cached_attention::{CachedRow, forward_cached};
 use zerog_kernels::matmul::{Shape, Write, forward_batch_invariant};
 use zerog_kernels::norm::{rms_norm, rms_norm_in_place};
 use zerog_kernels::reduce::{add_assign, add_bias};
@@ -65,6 +65,13 @@ pub struct InferenceScratch {
     logits: Vec<f32>,
 }
 
+impl InferenceScratch {
+    /// The logits of the last [`BaseModel::forward_in_place`], where it said that they are.
+    pub fn logits(&self, place: Range<usize>) -> &[f32] {
+        &self.logits[place]
+    }
+}
+
 /// Rows of the batch that use one adapter.
 struct Group {
     adapter: Arc<LoraAdapter>,
@@ -89,6 +96,21 @@ impl BaseModel {
         rows: &mut [Row<'_>],
         scratch: &mut InferenceScratch,
     ) -> Result<Vec<Vec<f32>>, ModelError> {
+        let places = self.forward_in_place(rows, scratch)?;
+        let logits = |place: Range<usize>| scratch.logits[place].to_vec();
+        Ok(places.into_iter().map(logits).collect())
+    }
+
+    /// [`BaseModel::forward`] without copying: the logits of row `i` stay in [`InferenceScratch::logits`] at the
+    /// `i`-th returned place until the next call.
+    ///
+    /// # Errors
+    /// As [`BaseModel::forward`].
+    pub fn forward_in_place(
+        &self,
+        rows: &mut [Row<'_>],
+        scratch: &mut InferenceScratch,
+    ) -> Result<Vec<Range<usize>>, ModelError> {
         let config = &self.config;
         for row in rows.iter() {
             self.check_row(row)?;
@@ -106,7 +128,7 @@ impl BaseModel {
         }
     }
 
-    fn advance(&self, rows: &mut [Row<'_>], scratch: &mut InferenceScratch) -> Vec<Vec<f32>> {
+    fn advance(&self, rows: &mut [Row<'_>], scratch: &mut InferenceScratch) -> Vec<Range<usize>> {
         let config = &self.config;
         // Rows of one adapter lie together, so that its delta is one product.
         let mut order: Vec<usize> = (0..rows.len()).collect();
@@ -174,6 +196,9 @@ impl BaseModel {
             }
         }
 
+        for row in rows.iter_mut() {
+            row.cache.reserve(row.tokens.len());
+        }
         for index in 0..config.layers {
             let layer = &self.layers[index];
             let mut run = |projection: Projection, input: &[f32], output: &mut [f32]| {
@@ -196,13 +221,10 @@ impl BaseModel {
             }
             let cached: Vec<CachedRow<'_>> = order
                 .iter()
-                .map(|&place| {
-                    let cache = rows[place].cache.layer(index);
-                    CachedRow {
-                        tokens: rows[place].tokens.len(),
-                        keys: &cache.keys,
-                        values: &cache.values,
-                    }
+                .map(|&place| CachedRow {
+                    tokens: rows[place].tokens.len(),
+                    length: rows[place].cache.len() + rows[place].tokens.len(),
+                    blocks: rows[place].cache.layer(index),
                 })
                 .collect();
             forward_cached(config.heads(), &cached, q, attended);
@@ -295,7 +317,7 @@ impl BaseModel {
         }
     }
 
-    /// Logits of the wanted tokens, from the states `x` after the last layer.
+    /// Logits of the wanted tokens, from the states `x` after the last layer, and the place of each row's.
     fn head_logits(
         &self,
         rows: &[Row<'_>],
@@ -303,7 +325,7 @@ impl BaseModel {
         x: &[f32],
         y: &mut [f32],
         logits: &mut Vec<f32>,
-    ) -> Vec<Vec<f32>> {
+    ) -> Vec<Range<usize>> {
         let (hidden, vocabulary) = (self.config.hidden_size, self.config.vocabulary_size);
         let wanted: Vec<Range<usize>> = rows
             .iter()
@@ -338,10 +360,9 @@ impl BaseModel {
         wanted
             .iter()
             .map(|range| {
-                let end = start + range.len() * vocabulary;
-                let row = logits[start..end].to_vec();
-                start = end;
-                row
+                let place = start..start + range.len() * vocabulary;
+                start = place.end;
+                place
             })
             .collect()
     }

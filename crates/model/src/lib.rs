@@ -38,12 +38,14 @@ pub use classifier_config::ClassifierConfig;
 pub use config::{Biases, ModelConfig};
 pub use error::ModelError;
 pub use inference::{InferenceScratch, LogitsWanted, Row};
-pub use kv_cache::KvCache;
+pub use kv_cache::{BLOCK_TOKENS, KvBlock, KvCache, KvPool};
 pub use lora::{LoraAdapter, LoraConfig, Projection};
 pub use parameters::Parameters;
 pub use registry::ModelFamily;
 pub use rope_scaling::{RopeScaling, RopeSettings};
-pub use sampling::{Sampled, Sampler, SamplingParams, log_probabilities, top_log_probabilities};
+pub use sampling::{
+    Sampled, Sampler, SamplingParams, log_probabilities, log_probability, top_log_probabilities,
+};
 pub use trainable::{ClippedScale, Trainable, UpdateOptions};
 pub use training::{AdapterUse, StepLoss, StepOptions, TrainableModel};
 pub use zerog_kernels::matmul::Precision;

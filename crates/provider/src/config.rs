@@ -206,6 +206,8 @@ pub struct InferenceConfig {
     pub fine_tuning_provider: Option<Address>,
     /// Whether archive keys encrypted to the provider's wallet are taken from other brokers.
     pub accept_wallet_key: bool,
+    /// Whether adapters without reference logits are served when they make a difference to the base model's answers.
+    pub accept_unrecorded_adapters: bool,
     /// Most requests that run at once.
     pub max_running: usize,
     /// Most requests that wait.
@@ -307,6 +309,7 @@ impl InferenceConfig {
             signature_retention: Duration::from_secs(20 * 60),
             fine_tuning_provider: None,
             accept_wallet_key: false,
+            accept_unrecorded_adapters: false,
             max_running: 8,
             max_waiting: 64,
         }
@@ -609,6 +612,7 @@ struct FileInference {
     signature_retention_s: Option<u64>,
     fine_tuning_provider: Option<Address>,
     accept_wallet_key: Option<bool>,
+    accept_unrecorded_adapters: Option<bool>,
     max_running: Option<usize>,
     max_waiting: Option<usize>,
 }
@@ -934,6 +938,7 @@ impl FileInference {
                 .map_or(default.signature_retention, Duration::from_secs),
             fine_tuning_provider: self.fine_tuning_provider,
             accept_wallet_key: self.accept_wallet_key.unwrap_or(false),
+            accept_unrecorded_adapters: self.accept_unrecorded_adapters.unwrap_or(false),
             max_running: self.max_running.unwrap_or(default.max_running).max(1),
             max_waiting: self.max_waiting.unwrap_or(default.max_waiting),
             model: self.model,

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use alloy_primitives::Address;
@@ -67,6 +68,8 @@ pub(crate) struct InferenceRole {
     accounts: Mutex<HashMap<Address, Cached<Option<Account>>>>,
     service: Mutex<Option<Cached<Option<Service>>>>,
     signatures: Mutex<SignatureCache>,
+    /// One lock for each adapter that is being loaded.
+    turns: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
     changed: watch::Sender<u64>,
 }
 
@@ -131,6 +134,7 @@ impl InferenceRole {
             accounts: Mutex::default(),
             service: Mutex::default(),
             signatures: Mutex::default(),
+            turns: Mutex::default(),
             changed: watch::Sender::new(0),
         })
     }
@@ -147,6 +151,19 @@ impl InferenceRole {
             env!("CARGO_PKG_VERSION"),
             self.base_sha256
         )
+    }
+
+    /// The lock under which an adapter is brought back into the engine.
+    #[must_use]
+    pub(crate) fn turn_of(&self, id: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut turns = self.turns.lock();
+        if let Some(turn) = turns.get(id).and_then(Weak::upgrade) {
+            return turn;
+        }
+        turns.retain(|_, turn| turn.strong_count() > 0);
+        let turn = Arc::default();
+        turns.insert(id.to_owned(), Arc::downgrade(&turn));
+        turn
     }
 
     /// Tells waiting requests that an adapter changed.

@@ -1,11 +1,12 @@
 //! `0g-compute-provider`: the command line of the provider daemon.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use zerog_provider::{Config, Provider};
+use zerog_provider::{Config, LocalOptions, LocalServer, Provider};
 
 /// Provider daemon of the 0G Compute fine-tuning network.
 #[derive(Debug, Parser)]
@@ -25,6 +26,8 @@ enum Command {
         #[arg(long, env = "ZG_LOG_JSON")]
         log_json: bool,
     },
+    /// Serve a model folder and adapter folders on this machine, without a chain: OpenAI's interface, no accounts.
+    ServeLocal(ServeLocal),
     /// Change what is registered on chain.
     #[command(subcommand)]
     Service(ServiceCommand),
@@ -38,6 +41,43 @@ enum Command {
         #[arg(long)]
         job: PathBuf,
     },
+}
+
+#[derive(Debug, clap::Args)]
+struct ServeLocal {
+    /// Folder of the base model: config.json, weights, tokenizer.
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// Name of the base model in requests; the folder's name by default.
+    #[arg(long)]
+    name: Option<String>,
+    /// An adapter folder and the name that requests ask for; may be repeated.
+    #[arg(long = "adapter", value_name = "NAME=DIR", value_parser = named_folder)]
+    adapters: Vec<(String, PathBuf)>,
+    /// Address to listen on.
+    #[arg(long, default_value = "127.0.0.1")]
+    host: std::net::IpAddr,
+    /// Port to listen on; 0 takes a free one.
+    #[arg(long, default_value_t = 8080)]
+    port: u16,
+    /// Most answers that are computed together.
+    #[arg(long, default_value_t = 8)]
+    max_running: usize,
+    /// Most requests that wait; one more is answered with 429.
+    #[arg(long, default_value_t = 64)]
+    max_waiting: usize,
+    /// Most tokens of prompt and answer together.
+    #[arg(long, default_value_t = 4096)]
+    max_context: usize,
+}
+
+fn named_folder(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, folder)) if !name.is_empty() && !folder.is_empty() => {
+            Ok((name.to_owned(), folder.into()))
+        }
+        _ => Err("write it as NAME=DIR".into()),
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -107,6 +147,7 @@ fn main() -> ExitCode {
 async fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve { config, .. } => serve(config.load()?).await,
+        Command::ServeLocal(options) => serve_local(options).await,
         Command::Service(ServiceCommand::Register(file) | ServiceCommand::Update(file)) => {
             Ok(zerog_provider::register_services(&file.load()?).await?)
         }
@@ -140,6 +181,35 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     tracing::info!("stopping");
     provider.shutdown().await;
     Ok(())
+}
+
+async fn serve_local(options: ServeLocal) -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).context("signals cannot be received")?;
+    let server = LocalServer::start(LocalOptions {
+        model: options.model,
+        name: options.name,
+        adapters: options.adapters,
+        listen: (options.host, options.port).into(),
+        max_running: options.max_running,
+        max_waiting: options.max_waiting,
+        max_context_tokens: options.max_context,
+    })
+    .await?;
+    // The one line that scripts wait for.
+    let mut out = std::io::stdout();
+    writeln!(out, "http://{}/v1", server.address())?;
+    out.flush()?;
+    tracing::info!(models = ?server.names(), "ready; press Ctrl-C to stop");
+    server
+        .serve(async move {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminate.recv() => {}
+            }
+        })
+        .await
+        .context("the server ended")
 }
 
 fn start_logging(is_json: bool) {

@@ -98,7 +98,27 @@ impl ChatTemplate {
         tools: Option<&[serde_json::Value]>,
         add_generation_prompt: bool,
     ) -> Result<String, TemplateError> {
-        let mut context = vec![
+        let none = serde_json::Map::new();
+        self.render_with(messages, tools, add_generation_prompt, &none)
+    }
+
+    /// [`ChatTemplate::render`] with further variables, for example `enable_thinking`. They cannot replace the
+    /// template's own.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`].
+    pub fn render_with(
+        &self,
+        messages: &[ChatMessage],
+        tools: Option<&[serde_json::Value]>,
+        add_generation_prompt: bool,
+        variables: &serde_json::Map<String, serde_json::Value>,
+    ) -> Result<String, TemplateError> {
+        let mut context: Vec<(String, Value)> = variables
+            .iter()
+            .map(|(name, value)| (name.clone(), Value::from(Serde(value))))
+            .collect();
+        context.extend([
             ("messages".to_owned(), Value::from(Serde(messages))),
             (
                 "tools".to_owned(),
@@ -109,7 +129,7 @@ impl ChatTemplate {
                 "add_generation_prompt".to_owned(),
                 Value::from(add_generation_prompt),
             ),
-        ];
+        ]);
         for (name, token) in &self.special_tokens {
             context.push((name.clone(), Value::from(token.clone())));
         }

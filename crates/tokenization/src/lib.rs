@@ -20,6 +20,7 @@ mod chat_template;
 mod count;
 mod dataset;
 mod examples;
+mod token_table;
 mod tokenizer;
 
 pub use chat_template::{ChatMessage, ChatTemplate, TemplateError};
@@ -32,4 +33,5 @@ pub use examples::{
     Example, ExampleError, RenderOptions, RenderReport, RenderedDataset, render_example,
     render_examples,
 };
+pub use token_table::TokenTable;
 pub use tokenizer::{IncrementalDecoder, Tokenizer, TokenizerError};

@@ -2,10 +2,12 @@
 //! belong to it, read from a model directory.
 
 use std::path::Path;
+use std::sync::OnceLock;
 
 use serde_json::Value;
 
 use crate::chat_template::{ChatMessage, ChatTemplate, TemplateError};
+use crate::token_table::{PieceAlphabet, TokenTable};
 
 /// Largest tokenizer file that is read, in bytes. The largest public ones are near 35 MB.
 const MAX_TOKENIZER_BYTES: u64 = 128 << 20;
@@ -14,6 +16,16 @@ const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
 /// Markers that end a turn or a text in the supported families, when a vocabulary has them.
 const KNOWN_STOP_TOKENS: [&str; 4] = ["<|im_end|>", "<|endoftext|>", "<|eot_id|>", "</s>"];
+
+/// Texts by which two tokenizers are compared: words, numbers, blanks, marks, characters outside ASCII.
+const COMPARED_TEXTS: [&str; 6] = [
+    "The quick brown fox jumps over the lazy dog.",
+    "  I'm 12345.678 years old,\tisn't it?\r\n\r\n",
+    "fn main() { println!(\"{:?}\", x[0] == y); }",
+    "Grüße aus Zürich — naïve café, ångström",
+    "\u{4F60}\u{597D}\u{FF0C}\u{4E16}\u{754C}\u{FF01} \u{41F}\u{440}\u{438}\u{432}\u{435}\u{442} \u{1F30D}\u{1F468}\u{200D}\u{1F4BB}",
+    "e\u{301} \u{FB01} \u{2460}",
+];
 
 /// Why a tokenizer could not be loaded or used.
 #[derive(Debug, thiserror::Error)]
@@ -63,8 +75,13 @@ pub enum TokenizerError {
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     template: Option<ChatTemplate>,
+    /// Whether the template looks at tools, and writes calls between `<tool_call>` and `</tool_call>`.
+    template_calls_tools: bool,
+    /// Text of the template.
+    template_source: Option<String>,
     end_of_text: Option<u32>,
     stop_ids: Vec<u32>,
+    table: OnceLock<TokenTable>,
 }
 
 impl Tokenizer {
@@ -170,14 +187,21 @@ impl Tokenizer {
         let source = chat_template
             .map(str::to_owned)
             .or_else(|| template_in(&config));
+        let template_calls_tools = source
+            .as_deref()
+            .is_some_and(|source| source.contains("tools") && source.contains("<tool_call>"));
         let template = source
-            .map(|source| ChatTemplate::compile(&source, special_tokens))
+            .as_deref()
+            .map(|source| ChatTemplate::compile(source, special_tokens))
             .transpose()?;
         Ok(Self {
             inner,
             template,
+            template_calls_tools,
+            template_source: source,
             end_of_text,
             stop_ids,
+            table: OnceLock::new(),
         })
     }
 
@@ -214,16 +238,87 @@ impl Tokenizer {
         tools: Option<&[Value]>,
         add_generation_prompt: bool,
     ) -> Result<String, TokenizerError> {
+        let none = serde_json::Map::new();
+        self.render_chat_with(messages, tools, add_generation_prompt, &none)
+    }
+
+    /// [`Tokenizer::render_chat`] with further variables of the template, for example `enable_thinking`.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::render_chat`].
+    pub fn render_chat_with(
+        &self,
+        messages: &[ChatMessage],
+        tools: Option<&[Value]>,
+        add_generation_prompt: bool,
+        variables: &serde_json::Map<String, Value>,
+    ) -> Result<String, TokenizerError> {
         let template = self
             .template
             .as_ref()
             .ok_or(TokenizerError::NoChatTemplate)?;
-        Ok(template.render(messages, tools, add_generation_prompt)?)
+        Ok(template.render_with(messages, tools, add_generation_prompt, variables)?)
+    }
+
+    /// Where this tokenizer and another one differ, as far as prompts and answers can show it: the vocabulary, the
+    /// stop tokens, and how texts are cut. `None` when they do not.
+    pub fn difference_to(&self, other: &Self) -> Option<String> {
+        let (own, others) = (self.table(), other.table());
+        if own.len() != others.len() {
+            return Some(format!("{} tokens instead of {}", own.len(), others.len()));
+        }
+        let differs = |id: &u32| {
+            own.bytes(*id) != others.bytes(*id) || own.is_text(*id) != others.is_text(*id)
+        };
+        if let Some(id) = (0..own.len() as u32).find(differs) {
+            return Some(format!("token {id} is another one"));
+        }
+        if self.stop_ids != other.stop_ids {
+            return Some("other tokens end an answer".into());
+        }
+        let is_cut_differently =
+            |text: &&&str| self.encode(text, true).ok() != other.encode(text, true).ok();
+        COMPARED_TEXTS
+            .iter()
+            .find(is_cut_differently)
+            .map(|text| format!("{text:?} is cut into other tokens"))
+    }
+
+    /// Whether both have the same chat template, blanks at its ends aside.
+    pub fn has_same_template(&self, other: &Self) -> bool {
+        let text = |tokenizer: &Self| {
+            tokenizer
+                .template_source
+                .as_deref()
+                .map(str::trim)
+                .map(str::to_owned)
+        };
+        text(self) == text(other)
     }
 
     /// Whether the model has a chat template.
     pub fn has_chat_template(&self) -> bool {
         self.template.is_some()
+    }
+
+    /// Whether the chat template shows tools to the model and has it write calls in the form of the Qwen family:
+    /// JSON between `<tool_call>` and `</tool_call>`.
+    pub fn has_tool_calls(&self) -> bool {
+        self.template_calls_tools
+    }
+
+    /// The bytes of every token; made at the first call.
+    pub fn table(&self) -> &TokenTable {
+        self.table.get_or_init(|| {
+            let decoder = serde_json::to_value(self.inner.get_decoder()).unwrap_or(Value::Null);
+            let pieces = self.inner.get_vocab(false).into_iter();
+            let added = self.inner.get_added_tokens_decoder().into_iter();
+            TokenTable::new(
+                pieces.map(|(piece, id)| (id, piece)),
+                added.map(|(id, token)| (id, token.content, token.special)),
+                PieceAlphabet::of_decoder(&decoder),
+            )
+        })
     }
 
     /// Number of ids including added tokens.
@@ -458,6 +553,19 @@ pub(crate) mod tests {
             decoder.finish(&tokenizer).unwrap().as_deref(),
             Some("\u{FFFD}")
         );
+    }
+
+    #[test]
+    fn the_table_has_the_bytes_of_every_token() {
+        let tokenizer = byte_tokenizer(None);
+        let table = tokenizer.table();
+        assert_eq!(table.len(), 258);
+        for byte in 0..=255_u8 {
+            assert_eq!(table.bytes(u32::from(byte)), [byte]);
+            assert!(table.is_text(u32::from(byte)));
+        }
+        assert_eq!(table.bytes(257), b"<|im_end|>");
+        assert!(!table.is_text(257) && !table.is_text(9_999));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::fine_tuning::{acknowledged_text, verdict};
 use super::ledger::done;
 use crate::app::{App, Wallet};
 use crate::args::Inference;
-use crate::exit_code::{OK, Outcome};
+use crate::exit_code::{Failure, GENERAL, OK, Outcome};
 use crate::output::Table;
 
 pub(super) async fn run(app: &App, command: Inference) -> Outcome<u8> {
@@ -67,8 +67,33 @@ pub(super) async fn run(app: &App, command: Inference) -> Outcome<u8> {
                 .await?;
             return Ok(verdict(app, &arguments, &report));
         }
+        Inference::ServeLocal { arguments } => return serve_local(&arguments),
     }
     Ok(OK)
+}
+
+/// Starts the provider's program, which has the engine: this one links no tensor code.
+fn serve_local(arguments: &[std::ffi::OsString]) -> Outcome<u8> {
+    const PROGRAM: &str = "0g-compute-provider";
+    let beside = std::env::current_exe()
+        .ok()
+        .map(|path| path.with_file_name(PROGRAM))
+        .filter(|path| path.is_file());
+    let program = beside.unwrap_or_else(|| PROGRAM.into());
+    let status = std::process::Command::new(&program)
+        .arg("serve-local")
+        .args(arguments)
+        .status();
+    match status {
+        Ok(status) => Ok(status
+            .code()
+            .and_then(|code| u8::try_from(code).ok())
+            .unwrap_or(GENERAL)),
+        Err(error) => Err(Failure::usage(format!(
+            "the local server is part of {PROGRAM}, which cannot be started ({error}); install it beside this program or \
+             in the PATH, then run: {PROGRAM} serve-local --model DIR --adapter NAME=DIR --port N"
+        ))),
+    }
 }
 
 async fn list_providers(app: &App, include_invalid: bool) -> Outcome {

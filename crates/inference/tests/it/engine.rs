@@ -32,7 +32,9 @@ async fn an_answer_is_the_same_alone_and_in_company() {
         .map(|request| engine.generate(request.clone()).unwrap())
         .collect::<Vec<_>>();
     for (alone, generation) in alone.iter().zip(together) {
-        assert_eq!(&generation.collect().await.unwrap(), alone);
+        let together = generation.collect().await.unwrap();
+        assert_eq!(together.text, alone.text);
+        assert_eq!(together.usage.total_tokens, alone.usage.total_tokens);
     }
     assert!(
         alone
@@ -79,7 +81,7 @@ async fn a_seed_repeats_and_company_does_not_matter() {
     let others: Vec<_> = (0..3)
         .map(|seed| engine.generate(request(seed)).unwrap())
         .collect();
-    assert_eq!(answer(&engine, request(7)).await, first);
+    assert_eq!(answer(&engine, request(7)).await.text, first.text);
     drop(others);
     assert_ne!(answer(&engine, request(8)).await.text, first.text);
 }

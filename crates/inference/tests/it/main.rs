@@ -4,6 +4,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod adapters;
+mod broken_adapters;
 mod engine;
+mod memory;
+mod parameters;
 mod routes;
 mod world;

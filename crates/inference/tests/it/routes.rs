@@ -1,14 +1,14 @@
 //! The OpenAI routes: streams equal whole answers, and errors have OpenAI's bodies.
 
-use axum::body::{Body, to_bytes};
-use axum::http::{Request, Response, header};
+use axum::body::Body;
+use axum::http::{Request, header};
 use futures::StreamExt;
-use serde_json::{Value, json};
+use serde_json::json;
 use tower::ServiceExt;
 use zerog_inference::engine::{EngineConfig, EngineHandle};
 use zerog_inference::{AnswerId, DONE, ReplyEvent, Served, Target, openai_api, router, service};
 
-use crate::world::{chat, config, endless, load, start, until};
+use crate::world::{chat, chunks, config, endless, load, post, start, text, until, value};
 
 async fn world() -> (EngineHandle, axum::Router) {
     let engine = start(config());
@@ -19,39 +19,6 @@ async fn world() -> (EngineHandle, axum::Router) {
         created_s: 7,
     };
     (engine, router(served))
-}
-
-async fn post(router: &axum::Router, path: &str, body: &Value) -> Response<Body> {
-    let request = Request::post(path)
-        .header(header::CONTENT_TYPE, "application/json")
-        .body(Body::from(body.to_string()))
-        .unwrap();
-    router.clone().oneshot(request).await.unwrap()
-}
-
-async fn text(response: Response<Body>) -> String {
-    String::from_utf8(
-        to_bytes(response.into_body(), 10_000_000)
-            .await
-            .unwrap()
-            .to_vec(),
-    )
-    .unwrap()
-}
-
-async fn value(response: Response<Body>) -> Value {
-    serde_json::from_str(&text(response).await).unwrap()
-}
-
-/// Data objects of a stream that ended with `[DONE]`.
-fn chunks(stream: &str) -> Vec<Value> {
-    assert!(stream.ends_with(DONE), "{stream}");
-    stream
-        .strip_suffix(DONE)
-        .unwrap()
-        .split_terminator("\n\n")
-        .map(|event| serde_json::from_str(event.strip_prefix("data: ").unwrap()).unwrap())
-        .collect()
 }
 
 #[tokio::test]
@@ -82,7 +49,11 @@ async fn a_stream_says_what_a_whole_answer_says() {
         );
         assert_eq!(chunks[0]["choices"][0]["delta"]["role"], "assistant");
         let (last, before) = chunks.split_last().unwrap();
-        assert_eq!(last["usage"], whole["usage"]);
+        assert_eq!(
+            last["usage"]["total_tokens"],
+            whole["usage"]["total_tokens"]
+        );
+        assert!(last["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64() > Some(0));
         assert_eq!(last["choices"], json!([]));
         assert!(
             before
@@ -106,7 +77,8 @@ async fn usage_is_exact_and_choices_are_several() {
     let prompt = engine.tokenizer().encode(rendered, false).unwrap().len() as u64;
     assert_eq!(
         body["usage"],
-        json!({"prompt_tokens": prompt, "completion_tokens": 15, "total_tokens": prompt + 15})
+        json!({"prompt_tokens": prompt, "completion_tokens": 15, "total_tokens": prompt + 15,
+            "prompt_tokens_details": {"cached_tokens": 0}})
     );
     let choices = body["choices"].as_array().unwrap();
     assert_eq!(choices.len(), 3);
@@ -146,6 +118,15 @@ async fn completions_and_models_answer() {
         .collect();
     assert_eq!(ids, ["tiny", "mock-model", "ft-tiny-1"]);
     assert_eq!(models["data"][2]["parent"], "tiny");
+    for (name, status) in [("ft-tiny-1", 200), ("tiny", 200), ("org/other", 404)] {
+        let request = Request::get(format!("/models/{name}"))
+            .body(Body::empty())
+            .unwrap();
+        let answer = router.clone().oneshot(request).await.unwrap();
+        assert_eq!(answer.status(), status, "{name}");
+        let answer = value(answer).await;
+        assert!(answer["id"] == name || answer["error"]["code"] == "model_not_found");
+    }
 }
 
 #[tokio::test]
@@ -206,13 +187,14 @@ async fn a_reader_who_leaves_stops_the_computation_and_can_be_billed() {
     let request = openai_api::parse_chat(body.to_string().as_bytes()).unwrap();
     let target = Target {
         model: "tiny".into(),
-        adapter: None,
+        ..Target::default()
     };
     let id = AnswerId {
         id: "chatcmpl-1".into(),
         created_s: 5,
     };
-    let started = service::start(&engine, request, target, id).unwrap();
+    let prepared = service::prepare_here(&engine, request).unwrap();
+    let started = prepared.start(&engine, target, id).unwrap();
     let mut stream = started.into_stream();
     let meter = stream.meter();
     for _ in 0..5 {
@@ -241,15 +223,12 @@ async fn the_last_item_of_a_stream_is_its_usage() {
     let request = openai_api::parse_chat(body.to_string().as_bytes()).unwrap();
     let target = Target {
         model: "ft-name".into(),
-        adapter: None,
+        ..Target::default()
     };
-    let started = service::start(
-        &engine,
-        request,
-        target,
-        AnswerId::fresh(openai_api::Route::Chat),
-    )
-    .unwrap();
+    let prepared = service::prepare_here(&engine, request).unwrap();
+    let started = prepared
+        .start(&engine, target, AnswerId::fresh(openai_api::Route::Chat))
+        .unwrap();
     let events: Vec<ReplyEvent> = started.into_stream().collect().await;
     let Some((ReplyEvent::Finished { usage, error: None }, bytes)) = events.split_last() else {
         panic!("{events:?}")

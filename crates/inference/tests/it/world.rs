@@ -3,10 +3,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use axum::body::{Body, to_bytes};
+use axum::http::{Request, Response, header};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
+use tower::ServiceExt;
 use zerog_inference::engine::{self, EngineConfig, EngineHandle};
-use zerog_inference::{CanaryCheck, Completion, GenerateRequest, SamplingParams};
+use zerog_inference::{
+    CanaryCheck, Completion, DONE, GenerateRequest, LoadError, LoadReport, SamplingParams,
+};
 use zerog_model::{BaseModel, LoraAdapter, ModelConfig};
 use zerog_tokenization::Tokenizer;
 
@@ -45,6 +50,12 @@ pub(crate) fn start(config: EngineConfig) -> EngineHandle {
 
 /// One token a byte, markers of turns, and a chat template that prints them.
 pub(crate) fn tokenizer() -> Tokenizer {
+    let (json, config, template) = tokenizer_files();
+    Tokenizer::from_parts(&json, Some(&config), Some(&template), None).unwrap()
+}
+
+/// `tokenizer.json`, `tokenizer_config.json` and the chat template of [`tokenizer`].
+pub(crate) fn tokenizer_files() -> (Vec<u8>, Vec<u8>, String) {
     let mut vocabulary = serde_json::Map::new();
     let mut replacement = 256u32;
     for byte in 0..=255u8 {
@@ -70,19 +81,20 @@ pub(crate) fn tokenizer() -> Tokenizer {
             "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
             "vocab": vocabulary, "merges": []},
     });
-    let template = "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}";
+    let template = "{%- if tools %}{{- '<tool_call>' + (tools | tojson) }}{%- endif %}{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' + message.content }}{%- for call in message.tool_calls %}{{- call.function.arguments | tojson }}{%- endfor %}{{- '<|im_end|>\\n' }}{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- if enable_thinking is defined %}{{- '<think>' }}{%- endif %}{%- endif %}";
     let config = json!({"eos_token": "<|im_end|>"});
-    Tokenizer::from_parts(
-        &serde_json::to_vec(&json).unwrap(),
-        Some(&serde_json::to_vec(&config).unwrap()),
-        Some(template),
-        None,
+    (
+        serde_json::to_vec(&json).unwrap(),
+        serde_json::to_vec(&config).unwrap(),
+        template.to_owned(),
     )
-    .unwrap()
 }
 
-/// The two PEFT files of an adapter on queries and values, its numbers made from `seed`.
-pub(crate) fn adapter_files(seed: u32, alpha: f32) -> (Vec<u8>, Vec<u8>) {
+/// Name, shape and numbers of a tensor.
+pub(crate) type NamedTensor = (String, Vec<usize>, Vec<f32>);
+
+/// Settings and tensors of an adapter on queries, values and the feed-forward block, its numbers made from `seed`.
+pub(crate) fn adapter_tensors(seed: u32, alpha: f32) -> (Vec<u8>, Vec<NamedTensor>) {
     let rank = 4;
     let settings = json!({
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "tiny", "r": rank,
@@ -93,7 +105,7 @@ pub(crate) fn adapter_files(seed: u32, alpha: f32) -> (Vec<u8>, Vec<u8>) {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         (state >> 8) as f32 / (1 << 24) as f32 - 0.5
     };
-    let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
+    let mut tensors = Vec::new();
     for layer in 0..LAYERS {
         for (path, outputs, inputs) in [
             ("self_attn.q_proj", HIDDEN, HIDDEN),
@@ -102,26 +114,52 @@ pub(crate) fn adapter_files(seed: u32, alpha: f32) -> (Vec<u8>, Vec<u8>) {
         ] {
             for (part, shape) in [("lora_A", [rank, inputs]), ("lora_B", [outputs, rank])] {
                 let name = format!("base_model.model.model.layers.{layer}.{path}.{part}.weight");
-                let bytes = (0..shape[0] * shape[1])
-                    .flat_map(|_| next().to_le_bytes())
-                    .collect();
-                tensors.push((name, shape.to_vec(), bytes));
+                let values = (0..shape[0] * shape[1]).map(|_| next()).collect();
+                tensors.push((name, shape.to_vec(), values));
             }
         }
     }
+    (settings.to_string().into_bytes(), tensors)
+}
+
+/// The two PEFT files of [`adapter_tensors`].
+pub(crate) fn adapter_files(seed: u32, alpha: f32) -> (Vec<u8>, Vec<u8>) {
+    let (settings, tensors) = adapter_tensors(seed, alpha);
+    let bytes: Vec<Vec<u8>> = tensors
+        .iter()
+        .map(|tensor| {
+            tensor
+                .2
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect()
+        })
+        .collect();
     let views: Vec<(&str, TensorView<'_>)> = tensors
         .iter()
-        .map(|(name, shape, bytes)| {
+        .zip(&bytes)
+        .map(|((name, shape, _), bytes)| {
             (
                 name.as_str(),
                 TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap(),
             )
         })
         .collect();
-    (
-        settings.to_string().into_bytes(),
-        safetensors::serialize(views, None).unwrap(),
-    )
+    (settings, safetensors::serialize(views, None).unwrap())
+}
+
+/// Loads the two files of an adapter.
+pub(crate) async fn load_files(
+    engine: &EngineHandle,
+    id: &str,
+    files: (Vec<u8>, Vec<u8>),
+    check: CanaryCheck,
+) -> Result<LoadReport, LoadError> {
+    let weights = LoraAdapter::from_bytes(&files.0, &files.1, engine.model().config());
+    let weights = weights.map_err(|error| LoadError::Files {
+        reason: error.to_string(),
+    })?;
+    engine.load_adapter(id, Arc::new(weights), check).await
 }
 
 pub(crate) fn adapter(engine: &EngineHandle, seed: u32) -> Arc<LoraAdapter> {
@@ -164,6 +202,34 @@ pub(crate) async fn until(engine: &EngineHandle, wanted: impl Fn(&EngineHandle) 
         );
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
+}
+
+pub(crate) async fn post(router: &axum::Router, path: &str, body: &Value) -> Response<Body> {
+    let request = Request::post(path)
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(Body::from(body.to_string()))
+        .unwrap();
+    router.clone().oneshot(request).await.unwrap()
+}
+
+pub(crate) async fn text(response: Response<Body>) -> String {
+    let bytes = to_bytes(response.into_body(), 1 << 20).await.unwrap();
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+pub(crate) async fn value(response: Response<Body>) -> Value {
+    serde_json::from_str(&text(response).await).unwrap()
+}
+
+/// The chunks of a stream that ended with `[DONE]`.
+pub(crate) fn chunks(stream: &str) -> Vec<Value> {
+    assert!(stream.ends_with(DONE), "{stream}");
+    stream
+        .strip_suffix(DONE)
+        .unwrap()
+        .split_terminator("\n\n")
+        .map(|event| serde_json::from_str(event.strip_prefix("data: ").unwrap()).unwrap())
+        .collect()
 }
 
 pub(crate) fn chat(model: &str, text: &str, more: &Value) -> Value {

@@ -13,10 +13,12 @@ use rayon::prelude::*;
 
 /// Interleaved partial sums along `K`.
 const LANES: usize = 8;
-/// Rows of activations that stay in the second-level cache while weights stream past.
-const ROWS_PER_BLOCK: usize = 48;
-/// Output features per piece of parallel work.
-const OUTPUTS_PER_PIECE: usize = 64;
+/// Elements of activations that stay in the second-level cache while weights stream past.
+const BLOCK_ELEMENTS: usize = 64 * 1024;
+/// Most rows of activations of such a block.
+const MOST_ROWS_PER_BLOCK: usize = 64;
+/// Output features per piece of parallel work; a multiple of the tiles' three and of a single row's eight.
+const OUTPUTS_PER_PIECE: usize = 72;
 /// Multiplications below which the product runs on the calling thread.
 const PARALLEL_WORK: usize = 1 << 20;
 
@@ -44,9 +46,11 @@ fn run<E: Element>(shape: Shape, x: &[f32], weight: &[E], y: &mut [f32], write: 
     let add = write == Write::Add;
     let wide = has_avx2();
     let y = Disjoint::new(y);
+    // Whole tiles of four rows.
+    let rows_per_block = (BLOCK_ELEMENTS / inputs.max(1)).clamp(4, MOST_ROWS_PER_BLOCK) & !3;
     let piece = |first: usize, last: usize| {
-        for block in (0..rows).step_by(ROWS_PER_BLOCK) {
-            let block_end = (block + ROWS_PER_BLOCK).min(rows);
+        for block in (0..rows).step_by(rows_per_block) {
+            let block_end = (block + rows_per_block).min(rows);
             let tile = Tile {
                 x,
                 weight,
@@ -94,9 +98,9 @@ impl<E: Element> Tile<'_, E> {
                 output += 8;
             }
         }
-        while output + 4 <= outputs.end {
-            self.column::<4>(rows.clone(), output);
-            output += 4;
+        while output + 3 <= outputs.end {
+            self.column::<3>(rows.clone(), output);
+            output += 3;
         }
         while output < outputs.end {
             self.column::<1>(rows.clone(), output);
@@ -104,29 +108,24 @@ impl<E: Element> Tile<'_, E> {
         }
     }
 
+    /// Four rows by three weights are twelve sums in flight, which hides the latency of the arithmetic units, and each
+    /// widened weight is used four times.
     fn column<const N: usize>(&self, rows: std::ops::Range<usize>, output: usize) {
         let mut row = rows.start;
         while row < rows.end {
-            // Four rows are two pairs: a lone row has too few sums in flight to hide their latency.
-            match rows.end - row {
-                1 => {
-                    self.tile::<1, N>(row, output);
-                    row += 1;
-                }
-                2 | 4 => {
-                    self.tile::<2, N>(row, output);
-                    row += 2;
-                }
-                _ => {
-                    self.tile::<3, N>(row, output);
-                    row += 3;
-                }
-            }
+            row += match rows.end - row {
+                1 => self.tile::<1, N>(row, output),
+                2 => self.tile::<2, N>(row, output),
+                // Five rows are better three and two than four and one.
+                3 | 5 => self.tile::<3, N>(row, output),
+                _ => self.tile::<4, N>(row, output),
+            };
         }
     }
 
+    /// Computes `M` rows by `N` outputs and returns `M`.
     #[inline]
-    fn tile<const M: usize, const N: usize>(&self, row: usize, output: usize) {
+    fn tile<const M: usize, const N: usize>(&self, row: usize, output: usize) -> usize {
         let x = &self.x[row * self.inputs..(row + M) * self.inputs];
         let weight = &self.weight[output * self.inputs..(output + N) * self.inputs];
         let sums: [[f32; N]; M];
@@ -150,6 +149,7 @@ impl<E: Element> Tile<'_, E> {
                 *target = if self.add { *target + sum } else { *sum };
             }
         }
+        M
     }
 }
 
@@ -225,7 +225,7 @@ impl Element for bf16 {
 
 #[cfg(target_arch = "x86_64")]
 mod wide {
-    use super::{Element, LANES, tree};
+    use super::{Element, LANES};
     use std::arch::x86_64::*;
 
     /// `M × N` sums over `inputs` with AVX2 and FMA.
@@ -243,16 +243,16 @@ mod wide {
         let whole = inputs - inputs % LANES;
         let mut index = 0;
         while index < whole {
-            let mut rows = [_mm256_setzero_ps(); M];
-            for (row, value) in rows.iter_mut().enumerate() {
-                // SAFETY: `index + 8 <= inputs`, so eight elements of this row are inside `x`.
-                *value = unsafe { _mm256_loadu_ps(x.as_ptr().add(row * inputs + index)) };
+            let mut weights = [_mm256_setzero_ps(); N];
+            for (output, value) in weights.iter_mut().enumerate() {
+                // SAFETY: `index + 8 <= inputs`, so eight elements of this row are inside `weight`; AVX2 is enabled.
+                *value = unsafe { E::load(weight.as_ptr().add(output * inputs + index)) };
             }
-            for output in 0..N {
-                // SAFETY: as above for `weight`; AVX2 is enabled for this function.
-                let weight = unsafe { E::load(weight.as_ptr().add(output * inputs + index)) };
-                for row in 0..M {
-                    sums[row][output] = _mm256_fmadd_ps(rows[row], weight, sums[row][output]);
+            for row in 0..M {
+                // SAFETY: as above for `x`.
+                let x = unsafe { _mm256_loadu_ps(x.as_ptr().add(row * inputs + index)) };
+                for output in 0..N {
+                    sums[row][output] = _mm256_fmadd_ps(x, weights[output], sums[row][output]);
                 }
             }
             index += LANES;
@@ -284,13 +284,25 @@ mod wide {
         let mut result = [[0.0; N]; M];
         for row in 0..M {
             for output in 0..N {
-                let mut lanes = [0.0; LANES];
-                // SAFETY: the array holds eight elements.
-                unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), sums[row][output]) };
-                result[row][output] = tree(lanes);
+                result[row][output] = tree_of(sums[row][output]);
             }
         }
         result
+    }
+
+    /// [`super::tree`] of a register.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    fn tree_of(lanes: __m256) -> f32 {
+        let halves = _mm_add_ps(
+            _mm256_castps256_ps128(lanes),
+            _mm256_extractf128_ps::<1>(lanes),
+        );
+        let quarters = _mm_add_ps(halves, _mm_movehl_ps(halves, halves));
+        _mm_cvtss_f32(_mm_add_ss(
+            quarters,
+            _mm_shuffle_ps::<1>(quarters, quarters),
+        ))
     }
 }
 
@@ -311,6 +323,7 @@ mod tests {
             (1, 9, 17),
             (5, 7, 64),
             (50, 66, 33),
+            (11, 80, 72),
             (7, 300, 160),
             (1, 2000, 640),
         ] {

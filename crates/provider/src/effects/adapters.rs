@@ -1,29 +1,21 @@
 //! `FetchAdapter` and `LoadAdapter`: from an archive in storage to an adapter that answers.
 
-use std::io::{Cursor, Read};
 use std::sync::Arc;
 
 use alloy_primitives::{Address, B256};
-use zerog_inference::{CanaryCheck, GenerateRequest, LoadError};
+use zerog_inference::{AdapterPackage, GenerateRequest, LoadError, PackageSource, Trust};
 use zerog_lifecycle::AdapterEffectKind;
 use zerog_lifecycle::adapter::{AdapterEffectKey, AdapterEvent};
 use zerog_lifecycle::event::FailureReason;
 use zerog_protocol::ids::canonical_adapter_name;
-use zerog_protocol::limits::{MAX_ADAPTER_BYTES, MAX_ARCHIVE_MEMBERS};
 use zerog_protocol::sealed_archive::ArchiveError;
 use zerog_storage::Error as StorageError;
-use zeroize::Zeroizing;
 
 use super::EffectError;
 use crate::app::App;
-use crate::inference_role::adapter_id;
+use crate::inference_role::{InferenceRole, adapter_id};
 use crate::store::{AdapterRow, NewAdapter, TaskRow};
 use crate::vault::{KeyUse, VaultError, open_to_memory, seal_to_file};
-
-/// Largest JSON member of an archive in bytes.
-const MAX_JSON_MEMBER_BYTES: u64 = 16 * 1024 * 1024;
-/// Largest expansion of a compressed member.
-const MAX_EXPANSION: u64 = 10;
 
 /// Makes the adapter of a finished task known to this provider's own inference role; `None` when that role is off or
 /// serves other weights.
@@ -158,7 +150,7 @@ async fn fetch(
             }
             error => error.into(),
         })?;
-        read_archive(&zip)
+        AdapterPackage::from_zip(&zip)
             .map_err(|problem| EffectError::permanent(FailureReason::DatasetInvalid, problem))?;
         seal_to_file(&target, &mut zip.as_slice(), &at_rest, None)?;
         Ok::<_, EffectError>(())
@@ -178,28 +170,20 @@ async fn load(
     }
     let path = app.vault.adapter_path(&row.id);
     let key = app.vault.adapter_key(&row.id);
-    let files = app
-        .run_blocking(move || {
-            let zip = open_to_memory(&path, &key, None)?;
-            read_archive(&zip)
-                .map_err(|problem| EffectError::permanent(FailureReason::DatasetInvalid, problem))
-        })
+    let zip = app
+        .run_blocking(move || open_to_memory(&path, &key, None))
         .await?;
     let build = inference.build();
-    let check = match files.canary {
-        _ if row.canary_build.as_deref() == Some(build.as_str()) => CanaryCheck::PassedBefore,
-        Some(canary) => CanaryCheck::Run(canary),
-        None => {
-            tracing::warn!(
-                adapter.name = row.name,
-                "the adapter brings no reference logits; only a probe is made"
-            );
-            CanaryCheck::PassedBefore
+    let trust = if row.canary_build.as_deref() == Some(build.as_str()) {
+        Trust::PassedBefore
+    } else {
+        Trust::FirstLoad {
+            accepts_unrecorded: inference.config.accept_unrecorded_adapters,
         }
     };
     let report = inference
         .engine
-        .load_adapter_files(&row.id, files.config, files.weights, check)
+        .load_package(&row.id, PackageSource::Zip(Box::new(zip)), trust)
         .await
         .map_err(|error| match error {
             LoadError::NoRoom(_) | LoadError::Engine(_) => {
@@ -219,6 +203,74 @@ async fn load(
         "adapter loaded"
     );
     Ok(AdapterEvent::Loaded { effect })
+}
+
+/// What became of a reload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reload {
+    /// The adapter is in the engine.
+    Loaded,
+    /// Everything in the engine is in use.
+    NoRoom,
+    /// It is not on this machine, or its canary has not passed for this program: it takes the ordinary way.
+    NeedsLoading,
+}
+
+/// Brings an adapter back whose canary has passed before, without asking the database: the sealed file's authentication is
+/// all that is checked. Requests for one adapter do this once.
+pub(crate) async fn reload(app: &Arc<App>, inference: &InferenceRole, row: &AdapterRow) -> Reload {
+    let turn = inference.turn_of(&row.id);
+    let _turn = turn.lock().await;
+    if inference.engine.has_adapter(&row.id) {
+        return Reload::Loaded;
+    }
+    let path = app.vault.adapter_path(&row.id);
+    if row.canary_build.as_deref() != Some(inference.build().as_str()) || !path.is_file() {
+        return Reload::NeedsLoading;
+    }
+    let key = app.vault.adapter_key(&row.id);
+    let opened = app
+        .run_blocking(move || open_to_memory(&path, &key, None))
+        .await;
+    let zip = match opened {
+        Ok(zip) => zip,
+        Err(error) => {
+            tracing::warn!(adapter.name = row.name, %error, "an adapter's file does not open");
+            return Reload::NeedsLoading;
+        }
+    };
+    let source = PackageSource::Zip(Box::new(zip));
+    let loaded = inference
+        .engine
+        .load_package(&row.id, source, Trust::PassedBefore)
+        .await;
+    match loaded {
+        Ok(report) => {
+            record_tiers(app, row.id.clone(), report.evicted);
+            Reload::Loaded
+        }
+        Err(LoadError::NoRoom(_)) => Reload::NoRoom,
+        Err(error) => {
+            tracing::warn!(adapter.name = row.name, %error, "an adapter could not be loaded again");
+            Reload::NeedsLoading
+        }
+    }
+}
+
+/// Writes down which adapters came and went, behind the request that caused it: lists ask the engine anyway.
+fn record_tiers(app: &Arc<App>, resumed: String, evicted: Vec<String>) {
+    let worker = Arc::clone(app);
+    app.tracker.spawn(async move {
+        let changes = evicted
+            .into_iter()
+            .map(|id| (id, AdapterEvent::Offloaded))
+            .chain([(resumed, AdapterEvent::Resumed)]);
+        for (id, event) in changes {
+            if let Err(error) = worker.apply_adapter(&id, &event, None).await {
+                tracing::warn!(adapter.id = id, %error, "an adapter's tier could not be stored");
+            }
+        }
+    });
 }
 
 /// One token through the adapter: it counts as served only when it answers.
@@ -242,133 +294,4 @@ async fn probe(app: &App, id: &str) -> Result<(), EffectError> {
         .await
         .map_err(failed)?;
     Ok(())
-}
-
-/// The parts of an archive that serving needs.
-#[derive(Debug)]
-struct AdapterFiles {
-    config: Vec<u8>,
-    weights: Vec<u8>,
-    canary: Option<zerog_inference::Canary>,
-}
-
-/// Reads an archive within limits: no paths that leave it, no links, no bombs.
-fn read_archive(bytes: &Zeroizing<Vec<u8>>) -> Result<AdapterFiles, String> {
-    let mut zip = zip::ZipArchive::new(Cursor::new(bytes.as_slice()))
-        .map_err(|error| format!("not a zip: {error}"))?;
-    if zip.len() > MAX_ARCHIVE_MEMBERS {
-        return Err(format!(
-            "the archive has more than {MAX_ARCHIVE_MEMBERS} members"
-        ));
-    }
-    let (mut config, mut weights, mut canary) = (None, None, None);
-    let mut total = 0u64;
-    for index in 0..zip.len() {
-        let mut member = zip
-            .by_index(index)
-            .map_err(|error| format!("the archive is damaged: {error}"))?;
-        let name = member
-            .name()
-            .map_err(|error| format!("a member's name cannot be read: {error}"))?
-            .into_owned();
-        if member.enclosed_name().is_none() || member.is_symlink() {
-            return Err(format!("the archive member {name:?} leaves the archive"));
-        }
-        if member.is_dir() {
-            continue;
-        }
-        let size = member.size();
-        total = total.saturating_add(size);
-        if total > MAX_ADAPTER_BYTES
-            || size
-                > member
-                    .compressed_size()
-                    .saturating_mul(MAX_EXPANSION)
-                    .max(1 << 20)
-        {
-            return Err("the archive unpacks to more than an adapter may have".into());
-        }
-        // At most one folder on top.
-        let short = match name.split_once('/') {
-            Some((_, rest)) if !rest.contains('/') => rest,
-            Some(_) => continue,
-            None => name.as_str(),
-        };
-        let slot = match short {
-            "adapter_config.json" => &mut config,
-            "adapter_model.safetensors" => &mut weights,
-            "canary.json" => &mut canary,
-            _ => continue,
-        };
-        if short.ends_with(".json") && size > MAX_JSON_MEMBER_BYTES {
-            return Err(format!("{short} is too large"));
-        }
-        let mut content = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
-        member
-            .by_ref()
-            .take(size.saturating_add(1))
-            .read_to_end(&mut content)
-            .map_err(|error| format!("{short} does not unpack: {error}"))?;
-        if slot.replace(content).is_some() {
-            return Err(format!("the archive holds {short} twice"));
-        }
-    }
-    let canary = match canary {
-        Some(text) => Some(
-            serde_json::from_slice(&text)
-                .map_err(|error| format!("canary.json is not valid: {error}"))?,
-        ),
-        None => None,
-    };
-    Ok(AdapterFiles {
-        config: config.ok_or("the archive has no adapter_config.json")?,
-        weights: weights.ok_or("the archive has no adapter_model.safetensors")?,
-        canary,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::Write;
-
-    use zip::write::SimpleFileOptions;
-
-    use super::*;
-
-    fn archive(members: &[(&str, &[u8])]) -> Zeroizing<Vec<u8>> {
-        let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
-        for (name, content) in members {
-            zip.start_file(*name, SimpleFileOptions::default()).unwrap();
-            zip.write_all(content).unwrap();
-        }
-        Zeroizing::new(zip.finish().unwrap().into_inner())
-    }
-
-    #[test]
-    fn archives_are_read_within_limits() {
-        let files = read_archive(&archive(&[
-            ("output_model/adapter_config.json", b"{}"),
-            ("output_model/adapter_model.safetensors", b"w"),
-            ("output_model/deep/adapter_config.json", b"other"),
-            ("output_model/README.md", b"x"),
-        ]))
-        .unwrap();
-        assert_eq!(
-            (files.config.as_slice(), files.weights.as_slice()),
-            (&b"{}"[..], &b"w"[..])
-        );
-        let refused = |members: &[(&str, &[u8])]| read_archive(&archive(members)).unwrap_err();
-        assert!(refused(&[("adapter_config.json", b"{}")]).contains("safetensors"));
-        assert!(refused(&[("../evil", b"x")]).contains("leaves"));
-        assert!(
-            refused(&[
-                ("a/adapter_config.json", b"1"),
-                ("b/adapter_config.json", b"2")
-            ])
-            .contains("twice")
-        );
-        let bomb = vec![0u8; 64 << 20];
-        assert!(refused(&[("adapter_model.safetensors", &bomb)]).contains("unpacks"));
-        assert!(read_archive(&Zeroizing::new(b"no zip".to_vec())).is_err());
-    }
 }

@@ -16,7 +16,7 @@ use crate::outbox::OutboxError;
 use crate::store::StoreError;
 use crate::vault::VaultError;
 
-pub(crate) use adapters::register_own_adapter;
+pub(crate) use adapters::{Reload, register_own_adapter, reload};
 pub(crate) use clean_up::sweep_datasets;
 pub(crate) use deliver::acknowledged_on_chain;
 pub(crate) use runner::start;

@@ -30,6 +30,9 @@ use crate::store::{AdapterRow, NewAdapter, TaskRow};
 use crate::task_log::rfc3339;
 use crate::vault::KeyUse;
 
+/// Most addresses that one adapter is shared with.
+const MAX_SHARES: usize = 100;
+
 /// `GET /v1/lora/adapters`.
 pub(crate) async fn list(
     State(app): State<Arc<App>>,
@@ -46,13 +49,9 @@ pub(crate) async fn list(
     {
         notice_acknowledgement(&app, row).await;
     }
-    let adapters = app
-        .store
-        .adapters_of(user)
-        .await?
-        .iter()
-        .map(view)
-        .collect();
+    let mut rows = app.store.adapters_of(user).await?;
+    rows.extend(app.store.adapters_shared_with(user).await?);
+    let adapters = rows.iter().map(|row| view(&app, row)).collect();
     Ok(Json(AdapterList { adapters }))
 }
 
@@ -71,7 +70,7 @@ pub(crate) async fn status(
             .await?;
     }
     let row = app.store.adapter(&row.id).await?.unwrap_or(row);
-    Ok(Json(view(&row)))
+    Ok(Json(view(&app, &row)))
 }
 
 /// `POST /v1/lora/adapters/deploy`: always safe to repeat.
@@ -238,7 +237,8 @@ pub(super) async fn find(
     name: &str,
 ) -> Result<Option<AdapterRow>, ApiError> {
     let role = auth::inference(app)?;
-    let known = app.store.adapters_of(user).await?;
+    let mut known = app.store.adapters_of(user).await?;
+    known.extend(app.store.adapters_shared_with(user).await?);
     if let Some(row) = known.into_iter().find(|row| role.means_adapter(name, row)) {
         return Ok(Some(row));
     }
@@ -272,6 +272,71 @@ pub(super) async fn find(
     Ok(None)
 }
 
+/// `GET /v1/lora/adapters/{name}/share`: with whom the caller shares an adapter.
+pub(crate) async fn shares(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+) -> Result<Json<Value>, ApiError> {
+    let user = authenticated(&app, &headers).await?;
+    let row = own(&app, user, &name).await?;
+    shared_with(&app, &row).await
+}
+
+/// `POST /v1/lora/adapters/{name}/share`: the owner lets another address use an adapter, or ends that.
+pub(crate) async fn share(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Json<Value>, ApiError> {
+    let user = authenticated(&app, &headers).await?;
+    let row = own(&app, user, &name).await?;
+    let request: ShareRequest = serde_json::from_slice(&body)
+        .map_err(|error| ApiError::bad_request("invalid_body", error.to_string()))?;
+    let other = auth::address(&request.address).map_err(|error| error.field("address"))?;
+    if request.revoke {
+        app.store.unshare_adapter(&row.id, other).await?;
+    } else {
+        if other == user {
+            let text = "this adapter is yours; share it with another address";
+            return Err(ApiError::bad_request("own_address", text).field("address"));
+        }
+        if app.store.shares_of(&row.id).await?.len() >= MAX_SHARES {
+            let text = format!("an adapter is shared with at most {MAX_SHARES} addresses");
+            return Err(ApiError::conflict("too_many_shares", text));
+        }
+        app.store
+            .share_adapter(&row.id, other, app.clock.now())
+            .await?;
+    }
+    shared_with(&app, &row).await
+}
+
+/// The caller's own adapter. Anybody else's does not exist for him, shared or not.
+async fn own(app: &Arc<App>, user: Address, name: &str) -> Result<AdapterRow, ApiError> {
+    find(app, user, name)
+        .await?
+        .filter(|row| row.user_address.parse() == Ok(user))
+        .ok_or_else(|| unknown(name))
+}
+
+async fn shared_with(app: &App, row: &AdapterRow) -> Result<Json<Value>, ApiError> {
+    let addresses: Vec<String> = app
+        .store
+        .shares_of(&row.id)
+        .await?
+        .into_iter()
+        .map(|text| {
+            text.parse::<Address>()
+                .map_or(text, |address| address.to_string())
+        })
+        .collect();
+    Ok(Json(
+        json!({"adapterName": row.name, "sharedWith": addresses}),
+    ))
+}
+
 /// Looks at the chain for an acknowledgement that the watcher has not seen yet.
 async fn notice_acknowledgement(app: &Arc<App>, row: &TaskRow) -> bool {
     match acknowledged_on_chain(app, row).await {
@@ -285,6 +350,15 @@ async fn notice_acknowledgement(app: &Arc<App>, row: &TaskRow) -> bool {
         // The watcher looks again.
         _ => false,
     }
+}
+
+/// Body of the owner's request to share.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ShareRequest {
+    address: String,
+    #[serde(default)]
+    revoke: bool,
 }
 
 /// Body of the operator's eviction.
@@ -466,9 +540,19 @@ fn unknown(name: &str) -> ApiError {
     ApiError::not_found("adapter_not_found", format!("adapter not found: {name}"))
 }
 
-fn view(row: &AdapterRow) -> AdapterView {
+fn view(app: &App, row: &AdapterRow) -> AdapterView {
     let machine = &row.machine;
     let is_failed = machine.state == AdapterState::Failed;
+    // What is in the engine changes with every request; the stored state follows a moment later.
+    let is_loaded = app
+        .inference
+        .as_ref()
+        .is_some_and(|role| role.engine.has_adapter(&row.id));
+    let state = match machine.state {
+        AdapterState::Active | AdapterState::Offloaded if is_loaded => AdapterState::Active,
+        AdapterState::Active => AdapterState::Offloaded,
+        other => other,
+    };
     AdapterView {
         adapter_name: row.name.clone(),
         task_id: row.task_id.clone(),
@@ -477,11 +561,11 @@ fn view(row: &AdapterRow) -> AdapterView {
             .user_address
             .parse::<Address>()
             .map_or_else(|_| row.user_address.clone(), |user| user.to_string()),
-        state: machine.state.on_the_wire().to_owned(),
+        state: state.on_the_wire().to_owned(),
         storage_root_hash: Some(row.storage_root.clone()),
         storage_path: None,
         error: machine.error.clone(),
-        tier: Some(machine.state.as_str().to_owned()),
+        tier: Some(state.as_str().to_owned()),
         retryable: is_failed.then_some(true),
         created_at: Some(rfc3339(row.created_ms)),
         updated_at: Some(rfc3339(row.updated_ms)),

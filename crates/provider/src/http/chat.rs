@@ -17,8 +17,8 @@ use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use zerog_inference::openai_api::{Route, parse_chat, parse_completion};
 use zerog_inference::router::set_stream_headers;
-use zerog_inference::service::{self, prompt_tokens};
-use zerog_inference::{AnswerId, CheckedRequest, ReplyEvent, Started, Target, Usage};
+use zerog_inference::service;
+use zerog_inference::{AdapterPin, AnswerId, Prepared, ReplyEvent, Started, Target, Usage};
 use zerog_lifecycle::adapter::AdapterEvent;
 use zerog_protocol::adapter::AdapterState;
 use zerog_protocol::amount::format_0g;
@@ -30,6 +30,7 @@ use super::limits::Slot;
 use super::{adapters, attestation, auth, models};
 use crate::app::App;
 use crate::billing::{self, MINIMUM_RESERVE};
+use crate::effects::{Reload, reload};
 use crate::inference_role::InferenceRole;
 use crate::store::{AdapterRow, NewUsage};
 
@@ -51,6 +52,12 @@ pub(crate) async fn proxy(
         (Method::POST, "chat/completions") => answer(app, headers, body, Route::Chat).await,
         (Method::POST, "completions") => answer(app, headers, body, Route::Completion).await,
         (Method::GET, "models") => models::served(State(app)).await.into_response(),
+        (Method::GET, path) if path.starts_with("models/") => {
+            match models::served_one(&app, path.trim_start_matches("models/")) {
+                Ok(model) => model.into_response(),
+                Err(error) => error.openai().into_response(),
+            }
+        }
         (Method::GET, "attestation/report") => {
             let query = axum::extract::Query(attestation::QuoteQuery::default());
             attestation::quote(State(app), peer, headers, query)
@@ -119,17 +126,19 @@ async fn respond(
         Route::Chat => parse_chat(&body),
         Route::Completion => parse_completion(&body),
     }?;
-    let target = resolve(app, role, user, &request.model).await?;
+    // The pin keeps the adapter in memory until the engine has the request.
+    let (target, _pin) = resolve(app, role, user, &request.model).await?;
     let request_hash = sha256(&body);
     let id = uuid::Uuid::new_v4().to_string();
-    reserve(app, role, user, &request, &id, request_hash).await?;
+    let prepared = service::prepare(&role.engine, request).await?;
+    reserve(app, role, user, &prepared, &id, request_hash).await?;
     let meta = Answered {
         app: Arc::clone(app),
         id,
         request_hash,
         model: target.model.clone(),
     };
-    let started = match service::start(&role.engine, request, target, AnswerId::fresh(route)) {
+    let started = match prepared.start(&role.engine, target, AnswerId::fresh(route)) {
         Ok(started) => started,
         Err(error) => {
             app.store.release_usage(&meta.id).await?;
@@ -280,67 +289,72 @@ async fn resolve(
     role: &InferenceRole,
     user: Address,
     model: &str,
-) -> Result<Target, ApiError> {
+) -> Result<(Target, Option<AdapterPin>), ApiError> {
     if role.is_base(model) {
         let name = if model.is_empty() {
             role.config.model.clone()
         } else {
             model.to_owned()
         };
-        return Ok(Target {
+        let target = Target {
             model: name,
             adapter: None,
-        });
+            caller: user.to_string(),
+        };
+        return Ok((target, None));
     }
+    // Another user's adapter is answered like one that does not exist.
     let Some(row) = adapters::find(app, user, model).await? else {
-        return Err(match app.store.adapter_named(model).await? {
-            Some(_) => ApiError::forbidden(format!(
-                "access denied: you are not the owner of model {model}"
-            )),
-            None if model.starts_with("ft-") => ApiError::not_found(
-                "model_not_found",
-                format!("fine-tuned model not found: {model}"),
-            ),
-            None => ApiError::not_found(
-                "model_not_found",
-                format!("the model {model:?} does not exist"),
-            ),
-        });
+        let text = if model.starts_with("ft-") {
+            format!("fine-tuned model not found: {model}")
+        } else {
+            format!("the model {model:?} does not exist")
+        };
+        return Err(ApiError::not_found("model_not_found", text));
     };
-    wait_until_active(app, role, row, model).await?;
-    let row = adapters::find(app, user, model).await?.ok_or_else(|| {
-        ApiError::not_found(
-            "model_not_found",
-            format!("fine-tuned model not found: {model}"),
-        )
-    })?;
-    Ok(Target {
+    let id = row.id.clone();
+    let pin = wait_until_active(app, role, row, model).await?;
+    let target = Target {
         model: model.to_owned(),
-        adapter: Some(row.id),
-    })
+        adapter: Some(id),
+        caller: user.to_string(),
+    };
+    Ok((target, Some(pin)))
 }
 
+/// Waits until the adapter is in the engine, brings it back when it left, and keeps it there for this request.
 async fn wait_until_active(
     app: &Arc<App>,
     role: &InferenceRole,
     first: AdapterRow,
     model: &str,
-) -> Result<(), ApiError> {
+) -> Result<AdapterPin, ApiError> {
     let mut changes = role.changes();
     let deadline = tokio::time::Instant::now() + role.config.load_wait;
     let mut row = first;
+    let mut pause = Duration::from_millis(500);
     loop {
         changes.borrow_and_update();
         match row.machine.state {
-            AdapterState::Active if role.engine.has_adapter(&row.id) => return Ok(()),
-            // The engine dropped it and the row does not know yet.
-            AdapterState::Active => {
-                app.apply_adapter(&row.id, &AdapterEvent::Offloaded, None)
-                    .await?;
-                app.apply_adapter(&row.id, &AdapterEvent::DeployRequested, None)
-                    .await?;
+            AdapterState::Active | AdapterState::Offloaded | AdapterState::Ready => {
+                if let Some(pin) = role.engine.pin_adapter(&row.id) {
+                    return Ok(pin);
+                }
+                match reload(app, role, &row).await {
+                    Reload::Loaded => continue,
+                    // A request that runs on another adapter ends soon.
+                    Reload::NoRoom => pause = Duration::from_millis(20),
+                    Reload::NeedsLoading => {
+                        if row.machine.state == AdapterState::Active {
+                            app.apply_adapter(&row.id, &AdapterEvent::Offloaded, None)
+                                .await?;
+                        }
+                        app.apply_adapter(&row.id, &AdapterEvent::DeployRequested, None)
+                            .await?;
+                    }
+                }
             }
-            AdapterState::Ready | AdapterState::Offloaded | AdapterState::Archived => {
+            AdapterState::Archived => {
                 app.apply_adapter(&row.id, &AdapterEvent::DeployRequested, None)
                     .await?;
             }
@@ -371,7 +385,7 @@ async fn wait_until_active(
                 return Err(ApiError::unavailable("adapter_loading", text).retry_after(5));
             }
             // Another process may have changed the row.
-            () = tokio::time::sleep(Duration::from_millis(500)) => {}
+            () = tokio::time::sleep(pause) => {}
         }
         row = app.store.adapter(&row.id).await?.ok_or_else(|| {
             ApiError::not_found(
@@ -387,7 +401,7 @@ async fn reserve(
     app: &Arc<App>,
     role: &InferenceRole,
     user: Address,
-    request: &CheckedRequest,
+    prepared: &Prepared,
     id: &str,
     request_hash: [u8; 32],
 ) -> Result<(), ApiError> {
@@ -418,15 +432,13 @@ async fn reserve(
             "service not acknowledge the tee signer".into(),
         ));
     }
-    let prompt = prompt_tokens(&role.engine, &request.input)
-        .map_err(zerog_inference::ApiError::from)?
-        .len() as u64;
-    let room = u64::from(role.max_tokens).saturating_sub(prompt);
+    let request = prepared.request();
+    let prompt = prepared.prompt_tokens() as u64;
     let answer = request
         .max_tokens
         .map_or(DEFAULT_ANSWER_TOKENS, |tokens| tokens as u64)
-        .min(room);
-    let most = answer.saturating_mul(request.choices as u64);
+        .min(u64::from(role.max_tokens));
+    let most = answer.saturating_mul(prepared.answers() as u64);
     let reserved = billing::reservation(
         role.config.input_price,
         role.config.output_price,

@@ -93,6 +93,10 @@ fn router(app: Arc<App>) -> Router {
             .route("/v1/lora/adapters", get(adapters::list))
             .route("/v1/lora/adapters/deploy", post(adapters::deploy))
             .route("/v1/lora/adapters/{name}", get(adapters::status))
+            .route(
+                "/v1/lora/adapters/{name}/share",
+                get(adapters::shares).post(adapters::share),
+            )
             .route("/v1/lora/admin/evict", post(adapters::evict))
             .route("/internal/v1/adapter-keys", post(adapters::adapter_keys));
     }

@@ -122,8 +122,26 @@ fn unknown(name: &str) -> ApiError {
 
 /// `GET /v1/models`: the served base model under its names, with prices.
 pub(crate) async fn served(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
-    let role = auth::inference(&app)?;
-    let data: Vec<_> = role
+    Ok(Json(
+        json!({"object": "list", "data": served_models(&app)?}),
+    ))
+}
+
+/// `GET /v1/proxy/models/{name}`.
+pub(crate) fn served_one(app: &App, name: &str) -> Result<Json<Value>, ApiError> {
+    let models = served_models(app)?;
+    let model = models.into_iter().find(|model| model["id"] == name);
+    model.map(Json).ok_or_else(|| {
+        ApiError::not_found(
+            "model_not_found",
+            format!("the model {name:?} does not exist"),
+        )
+    })
+}
+
+fn served_models(app: &App) -> Result<Vec<Value>, ApiError> {
+    let role = auth::inference(app)?;
+    let data = role
         .base_names
         .iter()
         .map(|name| {
@@ -147,7 +165,7 @@ pub(crate) async fn served(State(app): State<Arc<App>>) -> Result<Json<Value>, A
                 "supported_parameters": [
                     "temperature", "top_p", "top_k", "min_p", "max_tokens", "max_completion_tokens", "stop", "seed",
                     "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "logprobs",
-                    "top_logprobs", "n", "stream",
+                    "top_logprobs", "n", "stream", "response_format", "tools", "tool_choice", "parallel_tool_calls",
                 ],
                 "pricing": {
                     "prompt": role.config.input_price.to_string(),
@@ -161,7 +179,7 @@ pub(crate) async fn served(State(app): State<Arc<App>>) -> Result<Json<Value>, A
             })
         })
         .collect();
-    Ok(Json(json!({"object": "list", "data": data})))
+    Ok(data)
 }
 
 /// `GET /v1/capabilities`.

@@ -179,6 +179,71 @@ impl Store {
         rows.iter().map(AdapterRow::read).collect()
     }
 
+    /// Adapters that others share with a user, newest first.
+    ///
+    /// # Errors
+    /// As [`Store::adapter`].
+    pub async fn adapters_shared_with(&self, user: Address) -> Result<Vec<AdapterRow>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT * FROM adapter WHERE id IN (SELECT adapter_id FROM adapter_share WHERE user_address = $1)
+             ORDER BY created_ms DESC, id LIMIT 1000",
+        )
+        .bind(address_text(user))
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter().map(AdapterRow::read).collect()
+    }
+
+    /// Lets somebody use an adapter. Sharing twice changes nothing.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub async fn share_adapter(
+        &self,
+        id: &str,
+        user: Address,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        sqlx::query(
+            "INSERT INTO adapter_share (adapter_id, user_address, created_ms) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
+        )
+        .bind(id)
+        .bind(address_text(user))
+        .bind(to_i64(now.0))
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Ends the sharing of an adapter with somebody.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub async fn unshare_adapter(&self, id: &str, user: Address) -> Result<(), StoreError> {
+        sqlx::query("DELETE FROM adapter_share WHERE adapter_id = $1 AND user_address = $2")
+            .bind(id)
+            .bind(address_text(user))
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// Addresses that may use an adapter besides its owner, lower case, in the order in which they were added.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub async fn shares_of(&self, id: &str) -> Result<Vec<String>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT user_address FROM adapter_share WHERE adapter_id = $1 ORDER BY created_ms, user_address",
+        )
+        .bind(id)
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter()
+            .map(|row| Ok(row.try_get("user_address")?))
+            .collect()
+    }
+
     /// The adapter with this name or task id, whoever owns it.
     ///
     /// # Errors

@@ -28,7 +28,10 @@ pub use transactions::TransactionRow;
 pub use usage::{NewUsage, SettlementRow, UsageRow, usage_state};
 
 /// The migrations in order. Only ever added.
-const MIGRATIONS: &[(i64, &str)] = &[(1, include_str!("migrations/0001_initial.sql"))];
+const MIGRATIONS: &[(i64, &str)] = &[
+    (1, include_str!("migrations/0001_initial.sql")),
+    (3, include_str!("migrations/0003_adapter_share.sql")),
+];
 
 /// How often a transaction is tried again when another writer was faster.
 const CONFLICT_RETRIES: u32 = 20;

@@ -124,6 +124,11 @@ async fn wait_adapter(user: &User, name: &str, state: AdapterState) -> Value {
     }
 }
 
+async fn adapter_tier(user: &User, name: &str) -> String {
+    let answer = user.get_signed(&format!("/v1/lora/adapters/{name}")).await;
+    answer.json()["tier"].as_str().unwrap().to_owned()
+}
+
 #[tokio::test]
 async fn a_dataset_becomes_an_adapter_that_answers() {
     let world = World::start().await;
@@ -241,17 +246,49 @@ async fn a_dataset_becomes_an_adapter_that_answers() {
     assert_eq!(answer.status, 200, "{}", answer.text());
     assert_eq!(answer.json()["model"], name);
     let stranger = world.user(4, &provider).await;
-    assert_eq!(
-        stranger
-            .post_signed("/v1/proxy/chat/completions", chat.clone())
-            .await
-            .status,
-        403
-    );
+    let refused = |name: &str| {
+        let chat =
+            json!({"model": name, "messages": [{"role": "user", "content": "x"}], "max_tokens": 1});
+        let stranger = stranger.clone();
+        async move {
+            stranger
+                .post_signed("/v1/proxy/chat/completions", chat)
+                .await
+        }
+    };
+    // Another user's adapter is answered exactly like one that does not exist.
+    let (foreign, unknown) = (refused(&name).await, refused("ft-nobody").await);
+    assert_eq!((foreign.status, unknown.status), (404, 404));
+    assert_eq!(foreign.text().replace(&name, "ft-nobody"), unknown.text());
     stranger
         .get_signed(&format!("/v1/lora/adapters/{name}"))
         .await
         .refusal(404, "adapter_not_found");
+
+    // Its owner can share it, and end that.
+    let share = format!("/v1/lora/adapters/{name}/share");
+    let with_stranger = json!({"address": stranger.address().to_string()});
+    stranger
+        .post_signed(&share, with_stranger.clone())
+        .await
+        .refusal(404, "adapter_not_found");
+    let shared = user.post_signed(&share, with_stranger.clone()).await;
+    assert_eq!(
+        shared.json()["sharedWith"],
+        json!([stranger.address().to_string()])
+    );
+    assert_eq!(refused(&name).await.status, 200);
+    stranger
+        .get_signed(&share)
+        .await
+        .refusal(404, "adapter_not_found");
+    let listed = stranger.get_signed("/v1/lora/adapters").await.json();
+    assert_eq!(listed["adapters"][0]["adapterName"], name);
+    let mut revoke = with_stranger;
+    revoke["revoke"] = json!(true);
+    let revoked = user.post_signed(&share, revoke).await;
+    assert_eq!(revoked.json()["sharedWith"], json!([]));
+    assert_eq!(refused(&name).await.status, 404);
 
     // The requests are settled, once.
     let started = Instant::now();
@@ -292,7 +329,12 @@ async fn a_dataset_becomes_an_adapter_that_answers() {
         url: provider.url().to_owned(),
         ..user
     };
+    assert_eq!(adapter_tier(&user, &name).await, "ready");
     let answer = user.post_signed("/v1/proxy/chat/completions", chat).await;
     assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(
+        wait_adapter(&user, &name, AdapterState::Active).await["state"],
+        "active"
+    );
     provider.shutdown().await;
 }
