@@ -22,6 +22,9 @@ const contracts = {
   BeaconProxy: "src/proxy/BeaconProxy.sol",
   FixedPriceMarket: "src/storage/FixedPriceMarket.sol",
   Flow: "src/storage/Flow.sol",
+  // Only tests deploy these.
+  BrokenServing: "test/BrokenServing.sol",
+  Puppet: "test/Puppet.sol",
 };
 const settings = {
   evmVersion: "cancun",
@@ -31,7 +34,7 @@ const settings = {
   debug: { revertStrings: "default" },
 };
 
-const sources = readSources("src");
+const sources = { ...readSources("src"), ...readSources("test") };
 const artifacts = compile();
 if (process.argv.includes("--check")) check();
 else write();

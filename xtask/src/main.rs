@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask test`, `tidy`, `contracts`, `parity`.
+//! Developer commands: `cargo xtask test`, `tidy`, `contracts`, `gas`, `parity`.
 
 mod check;
 mod clients;
@@ -43,6 +43,8 @@ enum Command {
         #[arg(long)]
         record: bool,
     },
+    /// Measure what each contract call costs and write the table of docs/compatibility.md.
+    Gas,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -62,6 +64,7 @@ fn main() -> anyhow::Result<()> {
                 reference.compare(&root)
             }
         }
+        Command::Gas => check::gas(&root),
     }
 }
 

@@ -187,7 +187,7 @@ abstract contract SubAccounts is Owned, InitializedOnce, ReentrancyGuard, IServi
         _requirePair(user, provider);
         SubAccount storage account = _existing(user, provider);
         _cancelRefunds(account, cancelRetrievingAmount);
-        account.balance += _toUint112(msg.value);
+        account.balance = _toUint112(account.balance + msg.value);
         account.acknowledged = true;
         emit BalanceUpdated(user, provider, account.balance, account.pendingRefund);
     }

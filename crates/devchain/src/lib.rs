@@ -21,6 +21,7 @@
 //! ```
 
 pub mod accounts;
+mod bare;
 mod block;
 mod chain;
 mod error;
@@ -38,6 +39,7 @@ use parking_lot::{Mutex, RwLock};
 use serde_json::Value;
 use tokio::net::TcpListener;
 
+pub use bare::{BareEvm, CallEnd, Executed};
 pub use error::{Error, RpcError};
 pub use server::ServerHandle;
 

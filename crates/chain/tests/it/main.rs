@@ -14,7 +14,7 @@ mod flow;
 mod gas;
 mod inference;
 mod ledger;
-mod properties;
 mod refunds;
+mod stateful;
 mod support;
 mod transactions;

@@ -121,7 +121,7 @@ impl World {
         account: usize,
         call: ContractCall,
         gas_limit: u64,
-    ) {
+    ) -> Receipt {
         let client = self.client(account);
         let transaction = TxLegacy {
             chain_id: Some(31337),
@@ -140,7 +140,7 @@ impl World {
         client
             .wait(hash)
             .await
-            .unwrap_or_else(|error| panic!("{}: {error}", call.name));
+            .unwrap_or_else(|error| panic!("{}: {error}", call.name))
     }
 
     pub(crate) async fn send(
