@@ -1,44 +1,16 @@
 //! Requirement G-1: the official Python client sends fixed gas limits and never estimates. And the price of every call
 //! beside that of the published contracts, kept as a table in `docs/compatibility.md`.
 
-use std::{fmt::Write as _, fs, path::PathBuf};
-
 use alloy_primitives::{Address, U256};
 use zerog_chain::{ContractCall, calls};
 
+use crate::gas_table::{self, Published, Row, published};
 use crate::support::{
     FINE_TUNING, INFERENCE, LOCK_TIME_S, OWNER, PROVIDER, TEE, USER, World, fine_tuning_service,
     inference_service, milli, og, root,
 };
 
 const TASK: &str = "3f2b1c9e-8a54-4d0f-9f0e-2b7c1d5e6a90";
-const BEGIN: &str = "<!-- gas: written by `cargo xtask gas` -->\n";
-const END: &str = "<!-- gas: end -->";
-
-/// What the published contracts need for a call, as far as it is known.
-#[derive(Clone, Copy)]
-enum Published {
-    /// Gas used, and the limit that the node asks for.
-    Needs { used: u64, limit: u64 },
-    /// The limit alone.
-    Limit(u64),
-    /// Nobody measured it.
-    Unknown,
-}
-
-fn published(used: u64, limit: u64) -> Published {
-    Published::Needs { used, limit }
-}
-
-/// One call in the most expensive circumstances that its name tells.
-struct Row {
-    name: String,
-    /// What the Python client grants; it does not make every call.
-    python: Option<u64>,
-    published: Published,
-    used: u64,
-    limit: u64,
-}
 
 /// Makes the calls and notes what they cost.
 struct Meter {
@@ -88,74 +60,6 @@ impl Meter {
             limit,
         });
     }
-}
-
-impl Row {
-    /// What is wrong with the price, if anything.
-    fn problem(&self) -> Option<String> {
-        let Self {
-            name, used, limit, ..
-        } = self;
-        if self.python.is_some_and(|granted| *limit >= granted) {
-            return Some(format!(
-                "{name} needs a limit of {limit}, more than Python grants"
-            ));
-        }
-        match self.published {
-            Published::Needs {
-                used: published_used,
-                limit: published_limit,
-            } if *used >= published_used || *limit >= published_limit => Some(format!(
-                "{name} needs {used} / {limit}, the published contracts {published_used} / {published_limit}"
-            )),
-            Published::Limit(published) if *limit >= published => Some(format!(
-                "{name} needs a limit of {limit}, the published contracts {published}"
-            )),
-            _ => None,
-        }
-    }
-
-    fn line(&self) -> String {
-        let number = |value: u64| {
-            if value == 0 {
-                "–".to_owned()
-            } else {
-                spaced(value)
-            }
-        };
-        let python = number(self.python.unwrap_or(0));
-        let (published_used, published_limit) = match self.published {
-            Published::Needs { used, limit } => (number(used), number(limit)),
-            Published::Limit(limit) => (number(0), number(limit)),
-            Published::Unknown => (number(0), number(0)),
-        };
-        let fails = match (self.python, self.published) {
-            (Some(granted), Published::Needs { limit, .. } | Published::Limit(limit))
-                if limit > granted =>
-            {
-                ", fails"
-            }
-            _ => "",
-        };
-        let (used, limit) = (number(self.used), number(self.limit));
-        format!(
-            "| {} | {python} | {published_used} | {published_limit}{fails} | {used} | {limit} |",
-            self.name
-        )
-    }
-}
-
-/// 1234567 as `1 234 567`.
-fn spaced(value: u64) -> String {
-    let digits = value.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push('\u{a0}');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 /// Every call, in the order of the table.
@@ -743,32 +647,11 @@ async fn deleting() -> Vec<Row> {
 async fn every_call_is_cheaper_than_published_and_the_table_is_up_to_date() {
     let rows = measure().await;
     let problems: Vec<String> = rows.iter().filter_map(Row::problem).collect();
-    let mut table = String::from(
-        "| call | Python grants | published: used | published: limit | ours: used | ours: limit |\n\
-         |---|---:|---:|---:|---:|---:|\n",
-    );
-    for row in &rows {
-        let _ = writeln!(table, "{}", row.line());
-    }
+    let table = gas_table::text(&rows);
     println!("{table}");
     assert!(problems.is_empty(), "{problems:#?}");
 
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/compatibility.md");
-    let text = fs::read_to_string(&path).unwrap();
-    let start = text
-        .find(BEGIN)
-        .expect("the document has a place for the table")
-        + BEGIN.len();
-    let end = text.find(END).expect("the place for the table has an end");
-    if std::env::var_os("ZEROG_WRITE_GAS_TABLE").is_some() {
-        let renewed = [&text[..start], &table, &text[end..]].concat();
-        fs::write(&path, renewed).unwrap();
-        return;
-    }
-    assert!(
-        text[start..end] == table,
-        "the gas table of docs/compatibility.md is out of date; run `cargo xtask gas`"
-    );
+    gas_table::compare_or_write(&table);
 }
 
 /// The estimate covers the deletions: a client that adds no margin loses none of them.

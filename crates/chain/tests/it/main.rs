@@ -12,6 +12,7 @@ mod deployment;
 mod events;
 mod flow;
 mod gas;
+mod gas_table;
 mod inference;
 mod ledger;
 mod refunds;

@@ -5,7 +5,8 @@ use alloy_sol_types::SolError;
 use zerog_chain::bindings::{FineTuningServing as F, InferenceServing as I, LedgerManager as L};
 
 use super::{
-    acts::{Item, Service, signed},
+    acts::Service,
+    claims::{Item, signed},
     forms,
     machine::Machine,
     model::{Model, judge_batch},
@@ -210,7 +211,7 @@ fn compare_registry(machine: &Machine, model: &Model) -> Check {
             .iter()
             .find(|entry| entry.serviceAddress == address)
             .cloned()
-            .unwrap_or_else(|| forms::no_service_info());
+            .unwrap_or_else(forms::no_service_info);
         let call = L::getServiceInfoCall {
             serviceAddress: address,
         };

@@ -7,7 +7,8 @@ use alloy_sol_types::SolEvent;
 use zerog_chain::bindings::{FineTuningServing as F, LedgerManager as L};
 
 use super::{
-    acts::{Act, Claim, Reaction, Service, Step, signed},
+    acts::{Act, Reaction, Service, Step},
+    claims::{Claim, signed},
     machine::Machine,
     observe::Observed,
 };

@@ -9,6 +9,8 @@
 //! another build of the contracts.
 
 mod acts;
+mod choices;
+mod claims;
 mod compare;
 mod forms;
 mod generate;
@@ -21,6 +23,7 @@ mod probes;
 mod random;
 mod registry;
 mod tour;
+mod tour_of_settlements;
 
 use std::{collections::BTreeSet, fmt::Write as _};
 

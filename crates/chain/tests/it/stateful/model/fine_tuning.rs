@@ -7,7 +7,7 @@ use super::{
     Answer, Contract, Model, Service, refuse,
     serving::{require_length, transfer_failed},
 };
-use crate::stateful::acts::{Claim, Signing};
+use crate::stateful::claims::{Claim, Signing};
 use zerog_devchain::accounts::ACCOUNTS;
 
 pub(crate) const MAX_DELIVERABLES: usize = 20;

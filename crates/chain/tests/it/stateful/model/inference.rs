@@ -9,7 +9,7 @@ use super::{
     Answer, Model, Service, refuse,
     serving::{require_length, transfer_failed},
 };
-use crate::stateful::acts::{Item, Signing};
+use crate::stateful::claims::{Item, Signing};
 
 /// The published numbers of what became of an item.
 const SUCCESS: u8 = 0;
