@@ -267,7 +267,7 @@ impl Broker {
         let context = Arc::new(Context {
             chain,
             wallet: options.wallet.clone(),
-            http: ProviderClient::new()?,
+            http: ProviderClient::new(),
             sessions: SessionCache::default(),
             options,
         });

@@ -4,6 +4,7 @@
 //! [`Error::ProviderRefused`]. Requests that may be repeated safely are repeated when the connection fails or the
 //! provider says to come back later.
 
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, RETRY_AFTER};
@@ -54,10 +55,17 @@ impl Answer {
 }
 
 /// HTTP client for providers. Clones share connections.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct ProviderClient {
-    remote: reqwest::Client,
-    local: reqwest::Client,
+    clients: Arc<Clients>,
+}
+
+/// Made when they are first needed: reading the system's certificates takes longer than a call of the chain, and many
+/// commands talk to no provider.
+#[derive(Debug, Default)]
+struct Clients {
+    remote: OnceLock<reqwest::Client>,
+    local: OnceLock<reqwest::Client>,
 }
 
 /// What a request carries.
@@ -71,26 +79,10 @@ pub(crate) enum Body {
 
 impl ProviderClient {
     /// Makes a client and installs the process-wide TLS provider, unless there is one.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] when the system's certificate store cannot be used.
-    pub fn new() -> Result<Self> {
+    #[must_use]
+    pub fn new() -> Self {
         install_tls();
-        let builder = || {
-            reqwest::Client::builder()
-                .connect_timeout(CONNECT_TIMEOUT)
-                .read_timeout(READ_TIMEOUT)
-                .user_agent(concat!("zerog-sdk/", env!("CARGO_PKG_VERSION")))
-        };
-        let failed = |error: reqwest::Error| Error::Argument {
-            name: "http",
-            reason: describe(&error),
-        };
-        Ok(Self {
-            remote: builder().build().map_err(failed)?,
-            // A proxy of the environment cannot reach this machine's own ports.
-            local: builder().no_proxy().build().map_err(failed)?,
-        })
+        Self::default()
     }
 
     /// GET with retries; the answer as JSON.
@@ -226,7 +218,7 @@ impl ProviderClient {
         timeout: Duration,
     ) -> Result<Answer> {
         let sent = self
-            .client(url)
+            .client(url)?
             .post(url)
             .timeout(timeout)
             .multipart(form)
@@ -244,7 +236,7 @@ impl ProviderClient {
         body: &impl serde::Serialize,
         from: u64,
     ) -> Result<Response> {
-        let mut request = self.client(url).post(url).json(body);
+        let mut request = self.client(url)?.post(url).json(body);
         if from > 0 {
             request = request.header("range", format!("bytes={from}-"));
         }
@@ -267,7 +259,7 @@ impl ProviderClient {
         body: Body,
         timeout: Duration,
     ) -> Result<Response> {
-        let mut request = self.client(url).request(method, url).timeout(timeout);
+        let mut request = self.client(url)?.request(method, url).timeout(timeout);
         if let Some(value) = authorization {
             request = request.header(AUTHORIZATION, value);
         }
@@ -277,12 +269,33 @@ impl ProviderClient {
         check(operation, url, request.send().await).await
     }
 
-    fn client(&self, url: &str) -> &reqwest::Client {
-        if is_loopback(url) {
-            &self.local
+    /// The client for a URL.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when the system's certificate store cannot be used.
+    fn client(&self, url: &str) -> Result<&reqwest::Client> {
+        let is_local = is_loopback(url);
+        let place = if is_local {
+            &self.clients.local
         } else {
-            &self.remote
+            &self.clients.remote
+        };
+        if let Some(client) = place.get() {
+            return Ok(client);
         }
+        let mut builder = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(READ_TIMEOUT)
+            .user_agent(concat!("zerog-sdk/", env!("CARGO_PKG_VERSION")));
+        if is_local {
+            // A proxy of the environment cannot reach this machine's own ports.
+            builder = builder.no_proxy();
+        }
+        let client = builder.build().map_err(|error| Error::Argument {
+            name: "http",
+            reason: describe(&error),
+        })?;
+        Ok(place.get_or_init(|| client))
     }
 }
 

@@ -279,22 +279,29 @@ impl Context {
 }
 
 /// Passes the transfer's reports on; a phase is told when it begins.
-struct Teller<'a> {
-    on_progress: Mutex<(&'a mut (dyn FnMut(Progress) + Send), Option<Phase>)>,
+struct Teller<'a>(Mutex<Telling<'a>>);
+
+struct Telling<'a> {
+    on_progress: &'a mut (dyn FnMut(Progress) + Send),
+    last_phase: Option<Phase>,
 }
 
 impl<'a> Teller<'a> {
     fn new(on_progress: &'a mut (dyn FnMut(Progress) + Send)) -> Self {
-        Self {
-            on_progress: Mutex::new((on_progress, None)),
-        }
+        Self(Mutex::new(Telling {
+            on_progress,
+            last_phase: None,
+        }))
     }
 
     fn tell(&self, progress: zerog_storage::Progress) {
-        let Ok(mut guard) = self.on_progress.lock() else {
+        let Ok(mut guard) = self.0.lock() else {
             return;
         };
-        let (on_progress, last_phase) = &mut *guard;
+        let Telling {
+            on_progress,
+            last_phase,
+        } = &mut *guard;
         if last_phase.replace(progress.phase) != Some(progress.phase)
             && let Some(text) = phase_text(progress.phase)
         {
