@@ -8,6 +8,10 @@ MAXIMUM_POSITIONS = 64
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 ALL_LINEAR = ATTENTION + ["gate_proj", "up_proj", "down_proj"]
 
+# The library's trainer adds up the means of accumulated batches for classifiers instead of averaging them (it takes
+# them for models that divide by the number of items themselves), so that route is compared without accumulation.
+WITHOUT_ACCUMULATION = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
+
 
 @dataclass(frozen=True)
 class Case:
@@ -123,6 +127,56 @@ CASES = [
         lora={"r": 3, "lora_alpha": 5, "target_modules": ["k_proj", "o_proj", "gate_proj", "up_proj"]},
         seed=5,
         training={"lr_scheduler_type": "constant_with_warmup", "max_grad_norm": 0.3},
+    ),
+    Case(
+        name="qwen2-dora",
+        family="qwen2",
+        config={
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+        },
+        lora={"r": 4, "lora_alpha": 8, "use_dora": True, "target_modules": ALL_LINEAR},
+        seed=6,
+    ),
+    Case(
+        name="qwen3-dpo",
+        family="qwen3",
+        config={
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "tie_word_embeddings": False,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+        },
+        lora={"r": 4, "lora_alpha": 8, "target_modules": ALL_LINEAR},
+        seed=7,
+        method="dpo",
+    ),
+    Case(
+        name="distilbert",
+        family="distilbert",
+        config={"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4},
+        lora={"r": 4, "lora_alpha": 8, "target_modules": ["q_lin", "k_lin", "v_lin", "out_lin"]},
+        seed=8,
+        method="classification",
+        training=WITHOUT_ACCUMULATION,
+    ),
+    Case(
+        name="distilbert-all-linear",
+        family="distilbert",
+        config={"dim": 24, "hidden_dim": 40, "n_layers": 3, "n_heads": 2},
+        lora={"r": 3, "lora_alpha": 6, "target_modules": ["q_lin", "v_lin", "lin1", "lin2"]},
+        seed=9,
+        method="classification",
+        training=WITHOUT_ACCUMULATION,
     ),
 ]
 

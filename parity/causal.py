@@ -99,12 +99,7 @@ def generate(case, folder: Path) -> None:
         "method": "sft",
         "lora": case.lora,
         "examples": data,
-        "examples_per_step": common.BATCH * common.ACCUMULATION,
-        "weight_decay": arguments.weight_decay,
-        "max_grad_norm": arguments.max_grad_norm,
-        "betas": [arguments.adam_beta1, arguments.adam_beta2],
-        "epsilon": arguments.adam_epsilon,
-        "steps": trainer.steps,
+        **common.optimiser_record(arguments, trainer.steps),
         "probe": probe,
     }
     common.write(folder, record, tensors)

@@ -94,12 +94,12 @@ def training_arguments(case, folder: Path) -> transformers.TrainingArguments:
         "warmup_steps": 5,
         "weight_decay": 0.01,
         "max_grad_norm": 1.0,
+        "per_device_train_batch_size": BATCH,
+        "gradient_accumulation_steps": ACCUMULATION,
         **case.training,
     }
     return transformers.TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=BATCH,
-        gradient_accumulation_steps=ACCUMULATION,
         max_steps=STEPS,
         logging_steps=1,
         save_strategy="no",
@@ -111,6 +111,18 @@ def training_arguments(case, folder: Path) -> transformers.TrainingArguments:
         seed=case.seed,
         **settings,
     )
+
+
+def optimiser_record(arguments: transformers.TrainingArguments, steps: list[dict]) -> dict:
+    """What a run needs to be repeated, and what each of its steps measured."""
+    return {
+        "examples_per_step": BATCH * ACCUMULATION,
+        "weight_decay": arguments.weight_decay,
+        "max_grad_norm": arguments.max_grad_norm,
+        "betas": [arguments.adam_beta1, arguments.adam_beta2],
+        "epsilon": arguments.adam_epsilon,
+        "steps": steps,
+    }
 
 
 def plain_name(name: str) -> str:

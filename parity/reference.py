@@ -22,10 +22,13 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-import causal
 import cases
+import causal
+import classification
+import dpo
 
 LIMIT = 1e-4
+METHODS = {"sft": causal.generate, "dpo": dpo.generate, "classification": classification.generate}
 
 
 def generate(folder: Path, names: list[str]) -> None:
@@ -36,7 +39,7 @@ def generate(folder: Path, names: list[str]) -> None:
         if target.exists():
             shutil.rmtree(target)
         target.mkdir(parents=True)
-        causal.generate(case, target)
+        METHODS[case.method](case, target)
         print(f"{case.name}: done", file=sys.stderr)
 
 
@@ -46,7 +49,11 @@ def verify(folder: Path, ours: Path) -> int:
     for case in cases.CASES:
         reference = json.loads((folder / case.name / "reference.json").read_text())
         wanted = load_file(ours / case.name / "logits.safetensors")["logits"]
-        logits = causal.logits_with(folder / case.name / "base", ours / case.name / "adapter", reference["probe"])
+        paths = (folder / case.name / "base", ours / case.name / "adapter")
+        if case.method == "classification":
+            logits = classification.logits_with(*paths, reference["probes"])
+        else:
+            logits = causal.logits_with(*paths, reference["probe"])
         difference = (logits - wanted).abs().max().item()
         effect = (logits - load_file(folder / case.name / "reference.safetensors")["logits.base"]).abs().max().item()
         passed = difference <= LIMIT and effect > 100 * LIMIT

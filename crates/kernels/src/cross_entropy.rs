@@ -32,30 +32,57 @@ pub struct Gradients<'a> {
     pub head: Option<&'a mut [f32]>,
 }
 
+/// What the tokens of a batch should be followed by.
+#[derive(Clone, Copy, Debug)]
+pub struct Labels<'a> {
+    /// For each token an id below `V`, or [`NO_LABEL`].
+    pub targets: &'a [i32],
+    /// For each token what its loss counts in the gradients; 1 if absent. Losses themselves are not weighted.
+    pub weights: Option<&'a [f32]>,
+}
+
+impl<'a> From<&'a [i32]> for Labels<'a> {
+    fn from(targets: &'a [i32]) -> Self {
+        Self {
+            targets,
+            weights: None,
+        }
+    }
+}
+
 /// Buffers kept between calls.
 #[derive(Debug, Default)]
 pub struct Scratch {
     hidden: Vec<f32>,
     logits: Vec<f32>,
     gradient: Vec<f32>,
+    losses: Vec<f64>,
 }
 
-/// Loss of `hidden (T, H)` against `targets (T)` with `head (V, H)`, and gradients if asked for.
-///
-/// A target is a token id below `V`, or [`NO_LABEL`].
+impl Scratch {
+    /// The loss of each token of the last batch; 0 where there is no label.
+    pub fn token_losses(&self) -> &[f64] {
+        &self.losses
+    }
+}
+
+/// Loss of `hidden (T, H)` against `labels (T)` with `head (V, H)`, and gradients if asked for.
 ///
 /// # Panics
 /// If a target is neither; callers check batches when they are built.
 pub fn head_loss(
     hidden: &[f32],
     head: Weight<'_>,
-    targets: &[i32],
+    Labels { targets, weights }: Labels<'_>,
     mut gradients: Option<Gradients<'_>>,
     precision: Precision,
     scratch: &mut Scratch,
 ) -> HeadLoss {
     let tokens = targets.len();
+    assert!(weights.is_none_or(|weights| weights.len() == tokens));
     let mut result = HeadLoss::default();
+    scratch.losses.clear();
+    scratch.losses.resize(tokens, 0.0);
     if let Some(gradients) = &mut gradients {
         assert_eq!(gradients.hidden.len(), hidden.len());
         gradients.hidden.fill(0.0);
@@ -105,12 +132,16 @@ pub fn head_loss(
                 let logit = row[target];
                 let (maximum, sum) = exponentials(row, 1.0);
                 if want {
-                    normalise(row, 1.0 / sum);
-                    row[target] -= 1.0;
+                    let weight = weights.map_or(1.0, |weights| weights[*token]);
+                    normalise(row, weight / sum);
+                    row[target] -= weight;
                 }
                 f64::from(maximum) + f64::from(sum).ln() - f64::from(logit)
             })
             .collect();
+        for (token, loss) in chunk.iter().zip(&losses) {
+            scratch.losses[*token] = *loss;
+        }
         result.loss_sum += losses.into_iter().sum::<f64>();
         if let Some(gradients) = &mut gradients {
             scratch.gradient.resize(chunk.len() * width, 0.0);

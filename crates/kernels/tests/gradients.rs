@@ -304,7 +304,7 @@ fn fused_head_and_cross_entropy() {
         cross_entropy::head_loss(
             x,
             Weight::F32(head),
-            &targets,
+            targets[..].into(),
             None,
             Precision::F32,
             &mut Scratch::default(),
@@ -319,7 +319,7 @@ fn fused_head_and_cross_entropy() {
     let loss = cross_entropy::head_loss(
         &x,
         Weight::F32(&head),
-        &targets,
+        targets[..].into(),
         Some(gradients),
         Precision::F32,
         &mut Scratch::default(),
@@ -344,6 +344,45 @@ fn fused_head_and_cross_entropy() {
     assert!(dx[width..2 * width].iter().all(|value| *value == 0.0));
     check("hidden", &x, &dx, |x| run(x, &head));
     check("head", &head, &dhead, |head| run(&x, head));
+}
+
+#[test]
+fn tokens_can_count_differently_in_the_gradient() {
+    let (width, vocabulary) = (6, 11);
+    let targets = [3, NO_LABEL, 10, 0];
+    let weights = [0.5_f32, 9.0, -2.0, 1.5];
+    let (x, head) = (numbers(4 * width, 1), numbers(vocabulary * width, 2));
+    let run = |x: &[f32]| {
+        let mut scratch = Scratch::default();
+        let labels = targets[..].into();
+        let head = Weight::F32(&head);
+        cross_entropy::head_loss(x, head, labels, None, Precision::F32, &mut scratch);
+        let losses = scratch.token_losses();
+        assert_eq!((losses.len(), losses[1]), (4, 0.0));
+        losses
+            .iter()
+            .zip(&weights)
+            .map(|(loss, weight)| loss * f64::from(*weight))
+            .sum()
+    };
+    let mut dx = vec![1.0; 4 * width];
+    let gradients = Gradients {
+        hidden: &mut dx,
+        head: None,
+    };
+    let labels = cross_entropy::Labels {
+        targets: &targets,
+        weights: Some(&weights),
+    };
+    cross_entropy::head_loss(
+        &x,
+        Weight::F32(&head),
+        labels,
+        Some(gradients),
+        Precision::F32,
+        &mut Scratch::default(),
+    );
+    check("hidden", &x, &dx, run);
 }
 
 #[test]

@@ -85,12 +85,49 @@ impl PackedBatch {
 }
 
 pub(crate) fn check_tokens(tokens: &[u32], config: &ModelConfig) -> Result<(), ModelError> {
-    let vocabulary = config.vocabulary_size;
+    check_token_range(tokens, config.vocabulary_size)
+}
+
+pub(crate) fn check_token_range(tokens: &[u32], vocabulary: usize) -> Result<(), ModelError> {
     match tokens.iter().find(|token| **token as usize >= vocabulary) {
         Some(token) => Err(ModelError::TokenOutOfRange {
             token: i64::from(*token),
             vocabulary,
         }),
         None => Ok(()),
+    }
+}
+
+/// Pairs of answers to one prompt each, laid end to end: the chosen one, then the rejected one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PreferenceBatch {
+    packed: PackedBatch,
+}
+
+impl PreferenceBatch {
+    /// Appends a pair. Each answer comes with its prompt; as in [`PackedBatch::push`], `trained` marks the answer.
+    ///
+    /// # Panics
+    /// If tokens and marks of an answer differ in number.
+    pub fn push(&mut self, chosen: (&[u32], &[bool]), rejected: (&[u32], &[bool])) {
+        if chosen.0.is_empty() || rejected.0.is_empty() {
+            return;
+        }
+        self.packed.push(chosen.0, chosen.1);
+        self.packed.push(rejected.0, rejected.1);
+    }
+
+    /// Number of pairs.
+    pub fn pairs(&self) -> usize {
+        self.packed.segment_lengths.len() / 2
+    }
+
+    /// Number of tokens of all answers with their prompts.
+    pub fn tokens(&self) -> usize {
+        self.packed.tokens.len()
+    }
+
+    pub(crate) fn packed(&self) -> &PackedBatch {
+        &self.packed
     }
 }

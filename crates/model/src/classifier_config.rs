@@ -43,8 +43,6 @@ pub(crate) const ENCODER_LINEARS: [Projection; 6] = [
 
 #[derive(Deserialize)]
 struct Raw {
-    architectures: Option<Vec<String>>,
-    model_type: Option<String>,
     vocab_size: usize,
     #[serde(default = "default_positions")]
     max_position_embeddings: usize,
@@ -79,18 +77,13 @@ impl ClassifierConfig {
     }
 
     fn parse(bytes: &[u8], path: &Path) -> Result<Self, ModelError> {
+        if ModelFamily::of_config(bytes, path)?.is_decoder() {
+            return Err(ModelError::NotAClassifier);
+        }
         let raw: Raw = serde_json::from_slice(bytes).map_err(|source| ModelError::Json {
             path: path.to_owned(),
             source,
         })?;
-        let architecture = raw
-            .architectures
-            .as_ref()
-            .and_then(|names| names.first())
-            .map(String::as_str);
-        if ModelFamily::of(architecture, raw.model_type.as_deref())?.is_decoder() {
-            return Err(ModelError::NotAClassifier);
-        }
         if raw.activation != "gelu" {
             return Err(ModelError::UnsupportedSetting {
                 setting: "activation",

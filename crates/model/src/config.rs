@@ -65,8 +65,6 @@ pub struct Biases {
 
 #[derive(Deserialize)]
 struct Raw {
-    architectures: Option<Vec<String>>,
-    model_type: Option<String>,
     vocab_size: usize,
     hidden_size: usize,
     intermediate_size: usize,
@@ -131,16 +129,15 @@ impl ModelConfig {
     }
 
     fn parse(bytes: &[u8], path: &Path) -> Result<Self, ModelError> {
+        // An encoder names its sizes differently, so the family comes first.
+        let family = ModelFamily::of_config(bytes, path)?;
+        if !family.is_decoder() {
+            return Err(ModelError::NotADecoder);
+        }
         let raw: Raw = serde_json::from_slice(bytes).map_err(|source| ModelError::Json {
             path: path.to_owned(),
             source,
         })?;
-        let architecture = raw
-            .architectures
-            .as_ref()
-            .and_then(|names| names.first())
-            .map(String::as_str);
-        let family = ModelFamily::of(architecture, raw.model_type.as_deref())?;
         let unsupported =
             |setting, value: String| Err(ModelError::UnsupportedSetting { setting, value });
         if raw.hidden_act != "silu" {
@@ -181,14 +178,11 @@ impl ModelConfig {
                 query_key_value: true,
                 ..Biases::default()
             },
-            ModelFamily::Qwen3 | ModelFamily::Llama => Biases {
+            ModelFamily::Qwen3 | ModelFamily::Llama | ModelFamily::DistilBert => Biases {
                 query_key_value: attention_bias,
                 output: attention_bias,
                 feed_forward: raw.mlp_bias && family == ModelFamily::Llama,
             },
-            ModelFamily::DistilBert => {
-                return Err(ModelError::NotADecoder);
-            }
         };
         let config = Self {
             family,

@@ -8,12 +8,12 @@
 
 use crate::batch::PackedBatch;
 use crate::config::ModelConfig;
-use crate::linear::{self, Linear, LinearScratch, Trained, sized};
+use crate::linear::{self, Linear, LinearScratch, SavedDelta, Trained, sized};
 use crate::lora::Projection;
 use crate::noise::Noise;
 use zerog_kernels::activation;
 use zerog_kernels::attention;
-use zerog_kernels::cross_entropy::{self, Gradients, HeadLoss};
+use zerog_kernels::cross_entropy::{self, Gradients, HeadLoss, Labels};
 use zerog_kernels::matmul::{Precision, Weight, Write};
 use zerog_kernels::norm::{rms_norm, rms_norm_backward, rms_norm_in_place};
 use zerog_kernels::reduce::add_assign;
@@ -35,6 +35,29 @@ pub(crate) struct Layer<'a> {
     pub(crate) post_norm: Trained<&'a [f32]>,
     /// Norms of the heads of queries and keys, where the family has them.
     pub(crate) head_norms: Option<[Trained<&'a [f32]>; 2]>,
+}
+
+/// Loss of pairs of answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct PreferenceLoss {
+    /// Sum over pairs of `-ln σ(reward of the chosen answer - reward of the rejected one)`.
+    pub loss_sum: f64,
+    /// Number of pairs.
+    pub pairs: usize,
+    /// Sum of the differences of rewards.
+    pub reward_sum: f64,
+    /// Pairs whose chosen answer has the higher reward.
+    pub correct: usize,
+}
+
+impl PreferenceLoss {
+    /// Adds other pairs.
+    pub fn add(&mut self, other: Self) {
+        self.loss_sum += other.loss_sum;
+        self.pairs += other.pairs;
+        self.reward_sum += other.reward_sum;
+        self.correct += other.correct;
+    }
 }
 
 /// Buffers kept between steps.
@@ -69,8 +92,7 @@ struct Saved {
     middle: Vec<f32>,
     gate: Vec<f32>,
     up: Vec<f32>,
-    /// `x · Aᵀ` of each delta `(T, rank)`.
-    low: [Vec<f32>; 7],
+    deltas: [SavedDelta; 7],
 }
 
 fn copy_into(buffer: &mut Vec<f32>, source: &[f32]) {
@@ -86,7 +108,7 @@ pub(crate) fn evaluate(
     precision: Precision,
 ) -> HeadLoss {
     forward(model, batch, None, space, false, precision);
-    head_loss(model, batch, space, None, precision)
+    head_loss(model, batch, None, space, None, precision)
 }
 
 /// Loss of `batch`; gradients of its sum are added to `gradients`.
@@ -99,9 +121,69 @@ pub(crate) fn forward_backward(
     precision: Precision,
 ) -> HeadLoss {
     forward(model, batch, Some(noise), space, true, precision);
-    let loss = head_loss(model, batch, space, Some(gradients), precision);
+    let loss = head_loss(model, batch, None, space, Some(gradients), precision);
     backward(model, batch, noise, gradients, space, precision);
     loss
+}
+
+/// Loss of pairs of answers, the segments of `batch` in turn: chosen, rejected, chosen and so on (direct preference
+/// optimisation, Rafailov et al. 2023); gradients of its sum are added to `gradients`, if given.
+///
+/// `reference` is the model without what is trained; noise falls on `model` alone.
+pub(crate) fn preference_loss(
+    model: &Decoder<'_>,
+    reference: &Decoder<'_>,
+    batch: &PackedBatch,
+    beta: f64,
+    training: Option<(&Noise, &mut [f32])>,
+    space: &mut Workspace,
+    precision: Precision,
+) -> PreferenceLoss {
+    let margins = |space: &Workspace| -> Vec<f64> {
+        let mut losses = space.head.token_losses().iter();
+        batch
+            .segment_lengths
+            .chunks_exact(2)
+            .map(|pair| {
+                let mut answer = |length: usize| losses.by_ref().take(length).sum::<f64>();
+                let (chosen, rejected) = (answer(pair[0]), answer(pair[1]));
+                rejected - chosen
+            })
+            .collect()
+    };
+    forward(reference, batch, None, space, false, precision);
+    head_loss(reference, batch, None, space, None, precision);
+    let expected = margins(space);
+    let noise = training.as_ref().map(|(noise, _)| *noise);
+    forward(model, batch, noise, space, noise.is_some(), precision);
+    head_loss(model, batch, None, space, None, precision);
+
+    let mut result = PreferenceLoss::default();
+    let mut weights = Vec::with_capacity(batch.tokens.len());
+    let pairs = batch.segment_lengths.chunks_exact(2);
+    for ((margin, expected), lengths) in margins(space).into_iter().zip(expected).zip(pairs) {
+        let reward = beta * (margin - expected);
+        // `-ln σ(reward)` without overflow, and its slope.
+        result.loss_sum += (-reward.abs()).exp().ln_1p() + (-reward).max(0.0);
+        result.reward_sum += reward;
+        result.correct += usize::from(reward > 0.0);
+        result.pairs += 1;
+        let slope = (beta / (1.0 + reward.exp())) as f32;
+        weights.extend(std::iter::repeat_n(slope, lengths[0]));
+        weights.extend(std::iter::repeat_n(-slope, lengths[1]));
+    }
+    if let Some((noise, gradients)) = training {
+        head_loss(
+            model,
+            batch,
+            Some(&weights),
+            space,
+            Some(gradients),
+            precision,
+        );
+        backward(model, batch, noise, gradients, space, precision);
+    }
+    result
 }
 
 fn forward(
@@ -128,22 +210,24 @@ fn forward(
         let saved = &mut space.layers[if keep { index } else { 0 }];
         let scratch = &mut space.linear;
         let dropout = |projection| noise.and_then(|noise| noise.dropout_key(index, projection));
-        let mut run =
-            |projection: Projection, x: &[f32], y: &mut [f32], write, low: &mut [Vec<f32>; 7]| {
-                let linear = &layer.linears[projection.index()];
-                let low = &mut low[projection.index()];
-                linear::forward(
-                    linear,
-                    tokens,
-                    x,
-                    y,
-                    write,
-                    low,
-                    dropout(projection),
-                    scratch,
-                    precision,
-                );
-            };
+        let mut run = |projection: Projection,
+                       x: &[f32],
+                       y: &mut [f32],
+                       write,
+                       deltas: &mut [SavedDelta; 7]| {
+            let linear = &layer.linears[projection.index()];
+            linear::forward(
+                linear,
+                tokens,
+                x,
+                y,
+                write,
+                &mut deltas[projection.index()],
+                dropout(projection),
+                scratch,
+                precision,
+            );
+        };
         if keep {
             copy_into(&mut saved.x, &space.x);
         }
@@ -154,17 +238,23 @@ fn forward(
             &space.y,
             q,
             Write::Replace,
-            &mut saved.low,
+            &mut saved.deltas,
         );
         let k = sized(&mut saved.k, tokens * config.key_width());
-        run(Projection::Key, &space.y, k, Write::Replace, &mut saved.low);
+        run(
+            Projection::Key,
+            &space.y,
+            k,
+            Write::Replace,
+            &mut saved.deltas,
+        );
         let v = sized(&mut saved.v, tokens * config.key_width());
         run(
             Projection::Value,
             &space.y,
             v,
             Write::Replace,
-            &mut saved.low,
+            &mut saved.deltas,
         );
         if let Some(norms) = &layer.head_norms {
             let parts = [&mut saved.q, &mut saved.k];
@@ -191,7 +281,7 @@ fn forward(
             &saved.attended,
             &mut space.x,
             Write::Add,
-            &mut saved.low,
+            &mut saved.deltas,
         );
 
         if keep {
@@ -204,14 +294,14 @@ fn forward(
             &space.y,
             sized(&mut saved.gate, wide),
             Write::Replace,
-            &mut saved.low,
+            &mut saved.deltas,
         );
         run(
             Projection::Up,
             &space.y,
             sized(&mut saved.up, wide),
             Write::Replace,
-            &mut saved.low,
+            &mut saved.deltas,
         );
         activation::silu_gate(&saved.gate, &saved.up, sized(&mut space.hidden, wide));
         run(
@@ -219,7 +309,7 @@ fn forward(
             &space.hidden,
             &mut space.x,
             Write::Add,
-            &mut saved.low,
+            &mut saved.deltas,
         );
     }
     rms_norm(&space.x, model.final_norm.value, epsilon, &mut space.y);
@@ -240,6 +330,7 @@ fn embed(model: &Decoder<'_>, batch: &PackedBatch, noise: Option<&Noise>, x: &mu
 fn head_loss(
     model: &Decoder<'_>,
     batch: &PackedBatch,
+    weights: Option<&[f32]>,
     space: &mut Workspace,
     gradients: Option<&mut [f32]>,
     precision: Precision,
@@ -256,7 +347,10 @@ fn head_loss(
     cross_entropy::head_loss(
         &space.y,
         model.head.value,
-        &batch.targets,
+        Labels {
+            targets: &batch.targets,
+            weights,
+        },
         wanted,
         precision,
         &mut space.head,
@@ -295,10 +389,10 @@ fn backward(
                        dx: Option<(&mut [f32], Write)>,
                        gradients: &mut [f32]| {
             let linear = &layer.linears[projection.index()];
-            let low = &saved.low[projection.index()];
+            let delta = &saved.deltas[projection.index()];
             let dropout = noise.dropout_key(index, projection);
             linear::backward(
-                linear, tokens, x, dy, dx, low, dropout, gradients, scratch, precision,
+                linear, tokens, x, dy, dx, delta, dropout, gradients, scratch, precision,
             );
         };
 

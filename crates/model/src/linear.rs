@@ -1,11 +1,16 @@
 //! One linear layer in training: frozen or trained weight, bias, and the low-rank delta beside it.
 #![allow(clippy::too_many_arguments)] // A layer's operation names every buffer it reads and writes.
 
+use crate::delta::{Delta, TrainedLengths, adapted_lengths};
+use rayon::prelude::*;
 use std::ops::Range;
 use zerog_kernels::matmul::{self, Precision, Shape, Weight, Write};
 use zerog_kernels::noise::{self, NoiseKey};
-use zerog_kernels::reduce::{add_bias, add_column_sums, sum_of_squares};
+use zerog_kernels::reduce::{add_bias, add_column_sums};
 use zerog_kernels::softmax;
+
+/// Rows per piece of elementwise work.
+const ROWS_PER_PIECE: usize = 32;
 
 /// A weight and, if it is trained, the place of its gradient.
 pub(crate) struct Trained<T> {
@@ -31,26 +36,26 @@ pub(crate) struct Linear<'a> {
     pub(crate) delta: Option<Delta<'a>>,
 }
 
-/// A low-rank delta that is being trained.
-pub(crate) struct Delta<'a> {
-    pub(crate) rank: usize,
-    pub(crate) scale: f32,
-    /// `(rank, inputs)`
-    pub(crate) a: &'a [f32],
-    /// `(outputs, rank)`
-    pub(crate) b: &'a [f32],
-    pub(crate) a_gradient: Range<usize>,
-    pub(crate) b_gradient: Range<usize>,
-}
-
 /// Dropout of one layer's input in one batch: where its random numbers begin, and its probability.
 pub(crate) type Dropout = Option<(NoiseKey, f32)>;
+
+/// What the backward pass of a delta needs besides the layer's input.
+#[derive(Debug, Default)]
+pub(crate) struct SavedDelta {
+    /// `dropout(x)·Aᵀ (T, rank)`
+    low: Vec<f32>,
+    /// `dropout(x)·(W + s·B·A)ᵀ (T, outputs)`, where lengths are trained.
+    product: Vec<f32>,
+    /// Lengths of the rows of `W + s·B·A`, where lengths are trained.
+    lengths: Vec<f32>,
+}
 
 #[derive(Debug, Default)]
 pub(crate) struct LinearScratch {
     dropped: Vec<f32>,
     low: Vec<f32>,
     back: Vec<f32>,
+    scaled: Vec<f32>,
 }
 
 /// Sets the length without clearing what is there already: every buffer is overwritten before it is read.
@@ -59,75 +64,153 @@ pub(crate) fn sized(buffer: &mut Vec<f32>, length: usize) -> &mut [f32] {
     buffer
 }
 
-/// `y = x·Wᵀ + b + s · dropout(x)·Aᵀ·Bᵀ`, or added to `y`; `low` keeps `dropout(x)·Aᵀ`.
+impl Linear<'_> {
+    fn shape(&self, rows: usize) -> Shape {
+        Shape {
+            rows,
+            outputs: self.outputs,
+            inputs: self.inputs,
+        }
+    }
+}
+
+impl Delta<'_> {
+    /// The product with `A`, and with `B` after it.
+    fn shapes(&self, rows: usize, linear: &Linear<'_>) -> (Shape, Shape) {
+        let first = Shape {
+            rows,
+            outputs: self.rank,
+            inputs: linear.inputs,
+        };
+        let second = Shape {
+            rows,
+            outputs: linear.outputs,
+            inputs: self.rank,
+        };
+        (first, second)
+    }
+
+    /// Adds `s·x·Aᵀ·Bᵀ` to `y` and keeps `x·Aᵀ`.
+    fn add_to(
+        &self,
+        rows: usize,
+        linear: &Linear<'_>,
+        x: &[f32],
+        y: &mut [f32],
+        low: &mut Vec<f32>,
+    ) {
+        let (first, second) = self.shapes(rows, linear);
+        let low = sized(low, rows * self.rank);
+        let (a, b) = (Weight::F32(self.a), Weight::F32(self.b));
+        matmul::forward(first, x, a, low, Write::Replace, 1.0, Precision::F32);
+        matmul::forward(second, low, b, y, Write::Add, self.scale, Precision::F32);
+    }
+}
+
+/// The input of a delta: `x`, or `x` with elements dropped.
+fn dropped<'x>(x: &'x [f32], dropout: Dropout, buffer: &'x mut Vec<f32>) -> &'x [f32] {
+    match dropout {
+        None => x,
+        Some((key, probability)) => {
+            let dropped = sized(buffer, x.len());
+            noise::dropout(x, dropped, key, probability);
+            dropped
+        }
+    }
+}
+
+/// `y = x·Wᵀ + b + s · dropout(x)·Aᵀ·Bᵀ`, or added to `y`.
+///
+/// Where the lengths `m` of the rows are trained, `y = x·Wᵀ + b + (c - 1)·x̃·Wᵀ + c·s·x̃·Aᵀ·Bᵀ` with
+/// `c = m / |W + s·B·A|` and `x̃ = dropout(x)`, which is PEFT's form of DoRA.
 pub(crate) fn forward(
     linear: &Linear<'_>,
     rows: usize,
     x: &[f32],
     y: &mut [f32],
     write: Write,
-    low: &mut Vec<f32>,
+    saved: &mut SavedDelta,
     dropout: Dropout,
     scratch: &mut LinearScratch,
     precision: Precision,
 ) {
-    let Linear {
-        outputs, inputs, ..
-    } = *linear;
-    matmul::forward(
-        Shape {
+    let shape = linear.shape(rows);
+    let weight = linear.weight.value;
+    let lengths = linear.delta.as_ref().and_then(|delta| {
+        let lengths = delta.magnitude.as_ref()?;
+        Some((delta, lengths))
+    });
+    if let Some((delta, lengths)) = lengths {
+        return forward_with_lengths(
+            (linear, delta, lengths),
             rows,
-            outputs,
-            inputs,
-        },
-        x,
-        linear.weight.value,
-        y,
-        write,
-        1.0,
-        precision,
-    );
+            x,
+            y,
+            write,
+            saved,
+            dropout,
+            scratch,
+            precision,
+        );
+    }
+    matmul::forward(shape, x, weight, y, write, 1.0, precision);
     if let Some(bias) = &linear.bias {
         add_bias(y, bias.value);
     }
-    let Some(delta) = &linear.delta else { return };
-    let x = match dropout {
-        Some((key, probability)) => {
-            let dropped = sized(&mut scratch.dropped, x.len());
-            noise::dropout(x, dropped, key, probability);
-            dropped
-        }
-        None => x,
-    };
-    let low = sized(low, rows * delta.rank);
-    let first = Shape {
-        rows,
-        outputs: delta.rank,
-        inputs,
-    };
-    matmul::forward(
-        first,
-        x,
-        Weight::F32(delta.a),
-        low,
-        Write::Replace,
-        1.0,
-        Precision::F32,
-    );
-    let second = Shape {
-        rows,
-        outputs,
-        inputs: delta.rank,
-    };
-    matmul::forward(
-        second,
-        low,
-        Weight::F32(delta.b),
-        y,
-        Write::Add,
+    if let Some(delta) = &linear.delta {
+        let x = dropped(x, dropout, &mut scratch.dropped);
+        delta.add_to(rows, linear, x, y, &mut saved.low);
+    }
+}
+
+fn forward_with_lengths(
+    (linear, delta, lengths): (&Linear<'_>, &Delta<'_>, &TrainedLengths<'_>),
+    rows: usize,
+    x: &[f32],
+    y: &mut [f32],
+    write: Write,
+    saved: &mut SavedDelta,
+    dropout: Dropout,
+    scratch: &mut LinearScratch,
+    precision: Precision,
+) {
+    let shape = linear.shape(rows);
+    let weight = linear.weight.value;
+    saved.lengths = adapted_lengths(
+        weight,
+        lengths.squares,
+        delta.a,
+        delta.b,
+        delta.rank,
         delta.scale,
-        Precision::F32,
     );
+    let product = sized(&mut saved.product, rows * linear.outputs);
+    let x = match dropout {
+        None => {
+            matmul::forward(shape, x, weight, product, Write::Replace, 1.0, precision);
+            if write == Write::Replace {
+                y.fill(0.0);
+            }
+            x
+        }
+        Some(_) => {
+            matmul::forward(shape, x, weight, y, write, 1.0, precision);
+            let x = dropped(x, dropout, &mut scratch.dropped);
+            matmul::forward(shape, x, weight, product, Write::Replace, 1.0, precision);
+            elementwise(y, product, |y, product| *y -= product);
+            x
+        }
+    };
+    if let Some(bias) = &linear.bias {
+        add_bias(y, bias.value);
+    }
+    delta.add_to(rows, linear, x, product, &mut saved.low);
+    let factors: Vec<f32> = quotients(lengths.values, &saved.lengths);
+    by_row(y, product, linear.outputs, |y, product| {
+        for ((y, product), factor) in y.iter_mut().zip(product).zip(&factors) {
+            *y += product * factor;
+        }
+    });
 }
 
 /// Backward of [`forward`]: adds gradients of what is trained and writes that of `x` if wanted.
@@ -137,160 +220,139 @@ pub(crate) fn backward(
     x: &[f32],
     dy: &[f32],
     dx: Option<(&mut [f32], Write)>,
-    low: &[f32],
+    saved: &SavedDelta,
     dropout: Dropout,
     gradients: &mut [f32],
     scratch: &mut LinearScratch,
     precision: Precision,
 ) {
-    let Linear {
-        outputs, inputs, ..
-    } = *linear;
-    let shape = Shape {
-        rows,
-        outputs,
-        inputs,
-    };
+    let shape = linear.shape(rows);
+    let weight = linear.weight.value;
     if let Some(range) = linear.weight.gradient.clone() {
         matmul::weight_gradient(shape, dy, x, &mut gradients[range], Write::Add, 1.0);
     }
     if let Some(range) = linear.bias.as_ref().and_then(|bias| bias.gradient.clone()) {
         add_column_sums(dy, &mut gradients[range]);
     }
-    if let Some(delta) = &linear.delta {
-        let second = Shape {
-            rows,
-            outputs,
-            inputs: delta.rank,
-        };
-        matmul::weight_gradient(
-            second,
-            dy,
-            low,
-            &mut gradients[delta.b_gradient.clone()],
-            Write::Add,
-            delta.scale,
-        );
-        let dlow = sized(&mut scratch.low, rows * delta.rank);
-        matmul::input_gradient(
-            second,
-            dy,
-            Weight::F32(delta.b),
-            dlow,
-            Write::Replace,
-            Precision::F32,
-        );
-        softmax::scale(dlow, delta.scale);
-        let x = match dropout {
-            Some((key, probability)) => {
-                let dropped = sized(&mut scratch.dropped, x.len());
-                noise::dropout(x, dropped, key, probability);
-                dropped
-            }
-            None => x,
-        };
-        let first = Shape {
-            rows,
-            outputs: delta.rank,
-            inputs,
-        };
-        matmul::weight_gradient(
-            first,
-            dlow,
-            x,
-            &mut gradients[delta.a_gradient.clone()],
-            Write::Add,
-            1.0,
-        );
-    }
+    let Some(delta) = &linear.delta else {
+        if let Some((dx, write)) = dx {
+            matmul::input_gradient(shape, dy, weight, dx, write, precision);
+        }
+        return;
+    };
+
+    // The gradient of `x̃·(W + s·B·A)ᵀ`: that of `y`, scaled where lengths are trained.
+    let LinearScratch {
+        dropped: dropped_x,
+        low: dlow,
+        back,
+        scaled,
+    } = scratch;
+    let inner: &[f32] = match &delta.magnitude {
+        None => dy,
+        Some(lengths) => {
+            lengths_gradient(dy, saved, &mut gradients[lengths.gradient.clone()]);
+            let factors = quotients(lengths.values, &saved.lengths);
+            let scaled = sized(scaled, dy.len());
+            by_row(scaled, dy, linear.outputs, |scaled, dy| {
+                for ((scaled, dy), factor) in scaled.iter_mut().zip(dy).zip(&factors) {
+                    *scaled = dy * factor;
+                }
+            });
+            scaled
+        }
+    };
+    let (first, second) = delta.shapes(rows, linear);
+    let (a, b) = (Weight::F32(delta.a), Weight::F32(delta.b));
+    let b_gradient = &mut gradients[delta.b_gradient.clone()];
+    matmul::weight_gradient(
+        second,
+        inner,
+        &saved.low,
+        b_gradient,
+        Write::Add,
+        delta.scale,
+    );
+    let dlow = sized(dlow, rows * delta.rank);
+    matmul::input_gradient(second, inner, b, dlow, Write::Replace, Precision::F32);
+    softmax::scale(dlow, delta.scale);
+    let a_gradient = &mut gradients[delta.a_gradient.clone()];
+    matmul::weight_gradient(
+        first,
+        dlow,
+        dropped(x, dropout, dropped_x),
+        a_gradient,
+        Write::Add,
+        1.0,
+    );
+
     let Some((dx, write)) = dx else { return };
-    matmul::input_gradient(shape, dy, linear.weight.value, dx, write, precision);
-    if let Some(delta) = &linear.delta {
-        let first = Shape {
-            rows,
-            outputs: delta.rank,
-            inputs,
-        };
-        let a = Weight::F32(delta.a);
-        match dropout {
-            None => matmul::input_gradient(first, &scratch.low, a, dx, Write::Add, Precision::F32),
-            Some((key, probability)) => {
-                let back = sized(&mut scratch.back, dx.len());
-                matmul::input_gradient(
-                    first,
-                    &scratch.low,
-                    a,
-                    back,
-                    Write::Replace,
-                    Precision::F32,
-                );
-                noise::add_dropout(back, dx, key, probability);
+    match dropout {
+        None => {
+            matmul::input_gradient(shape, inner, weight, dx, write, precision);
+            matmul::input_gradient(first, dlow, a, dx, Write::Add, Precision::F32);
+        }
+        Some((key, probability)) => {
+            matmul::input_gradient(shape, dy, weight, dx, write, precision);
+            let back = sized(back, dx.len());
+            matmul::input_gradient(first, dlow, a, back, Write::Replace, Precision::F32);
+            if delta.magnitude.is_some() {
+                // The base product of the dropped input, which counts `c - 1` times.
+                elementwise(scaled, dy, |inner, dy| *inner -= dy);
+                matmul::input_gradient(shape, scaled, weight, back, Write::Add, precision);
             }
+            noise::add_dropout(back, dx, key, probability);
         }
     }
 }
 
-/// Lengths of the rows of `W + s·B·A`, without making that matrix.
-///
-/// `squares (outputs)` are the squared lengths of the rows of `W`, see [`row_squares`]; `a` is `(rank, inputs)`,
-/// `b` is `(outputs, rank)`.
-pub(crate) fn adapted_lengths(
-    weight: Weight<'_>,
-    squares: &[f32],
-    a: &[f32],
-    b: &[f32],
-    rank: usize,
-    scale: f32,
-) -> Vec<f32> {
-    let (outputs, inputs) = (squares.len(), a.len() / rank);
-    let product = |outputs, weight| {
-        let mut product = vec![0.0; rank * outputs];
-        let shape = Shape {
-            rows: rank,
-            outputs,
-            inputs,
-        };
-        matmul::forward(
-            shape,
-            a,
-            weight,
-            &mut product,
-            Write::Replace,
-            1.0,
-            Precision::F32,
-        );
-        product
-    };
-    let crossed = product(outputs, weight);
-    let gram = product(rank, Weight::F32(a));
-    let scale = f64::from(scale);
-    squares
-        .iter()
-        .zip(b.chunks_exact(rank))
-        .enumerate()
-        .map(|(output, (square, b))| {
-            let (mut mixed, mut own) = (0.0, 0.0);
-            for (left, factor) in b.iter().enumerate() {
-                let factor = f64::from(*factor);
-                mixed += factor * f64::from(crossed[left * outputs + output]);
-                for (right, other) in b.iter().enumerate() {
-                    own += factor * f64::from(*other) * f64::from(gram[left * rank + right]);
-                }
-            }
-            (f64::from(*square) + 2.0 * scale * mixed + scale * scale * own)
-                .max(0.0)
-                .sqrt() as f32
-        })
-        .collect()
+/// Adds the gradient of trained lengths: `Σ dy · product / |W + s·B·A|` over the rows of the batch. The length in the
+/// denominator counts as a constant, as the method's authors propose.
+fn lengths_gradient(dy: &[f32], saved: &SavedDelta, gradient: &mut [f32]) {
+    let mut sums = vec![0.0_f64; gradient.len()];
+    let rows = dy
+        .chunks_exact(gradient.len())
+        .zip(saved.product.chunks_exact(gradient.len()));
+    for (dy, product) in rows {
+        for ((sum, dy), product) in sums.iter_mut().zip(dy).zip(product) {
+            *sum += f64::from(dy * product);
+        }
+    }
+    for ((gradient, sum), length) in gradient.iter_mut().zip(sums).zip(&saved.lengths) {
+        *gradient += (sum / f64::from(*length)) as f32;
+    }
 }
 
-/// Squared lengths of the rows of a weight with `inputs` columns.
-pub(crate) fn row_squares(weight: Weight<'_>, inputs: usize) -> Vec<f32> {
-    let mut row = vec![0.0; inputs];
-    (0..weight.len() / inputs)
-        .map(|index| {
-            weight.copy_row(index, inputs, &mut row);
-            sum_of_squares(&row) as f32
-        })
-        .collect()
+fn quotients(above: &[f32], below: &[f32]) -> Vec<f32> {
+    above.iter().zip(below).map(|(a, b)| a / b).collect()
+}
+
+/// Calls `work` for each row of `target` with that of `source`.
+fn by_row(
+    target: &mut [f32],
+    source: &[f32],
+    width: usize,
+    work: impl Fn(&mut [f32], &[f32]) + Sync,
+) {
+    target
+        .par_chunks_mut(width * ROWS_PER_PIECE)
+        .zip(source.par_chunks(width * ROWS_PER_PIECE))
+        .for_each(|(target, source)| {
+            let rows = target
+                .chunks_exact_mut(width)
+                .zip(source.chunks_exact(width));
+            rows.for_each(|(target, source)| work(target, source));
+        });
+}
+
+/// Calls `work` for each element of `target` with that of `source`.
+fn elementwise(target: &mut [f32], source: &[f32], work: impl Fn(&mut f32, f32) + Sync) {
+    const PIECE: usize = 16 * 1024;
+    target
+        .par_chunks_mut(PIECE)
+        .zip(source.par_chunks(PIECE))
+        .for_each(|(target, source)| {
+            let pairs = target.iter_mut().zip(source);
+            pairs.for_each(|(target, source)| work(target, *source));
+        });
 }

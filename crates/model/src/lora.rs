@@ -2,8 +2,8 @@
 
 use crate::adapter_layout::Layout;
 use crate::config::ModelConfig;
+use crate::delta::{adapted_lengths, row_squares};
 use crate::error::ModelError;
-use crate::linear::{adapted_lengths, row_squares};
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
 use zerog_kernels::matmul::{Shape, Weight, Write, forward_batch_invariant};
@@ -256,6 +256,24 @@ impl LowRank {
         b
     }
 
+    /// Turns `merged`, a copy of the base `weight (outputs, inputs)`, into the adapted weight.
+    pub(crate) fn merge_into(&self, weight: Weight<'_>, merged: &mut [f32]) {
+        let (inputs, b) = (self.a.len() / self.rank, self.b());
+        let rows = merged
+            .chunks_exact_mut(inputs)
+            .zip(b.chunks_exact(self.rank));
+        for (row, b) in rows {
+            for (a, factor) in self.a.chunks_exact(inputs).zip(b) {
+                add_scaled(row, a, factor * self.scale);
+            }
+        }
+        if let Some(factors) = self.factors(weight) {
+            for (row, factor) in merged.chunks_exact_mut(inputs).zip(factors) {
+                row.iter_mut().for_each(|value| *value *= factor);
+            }
+        }
+    }
+
     /// Turns `y (rows, outputs) = x·Wᵀ + b` into the adapted output; every row is computed by itself.
     pub(crate) fn adapt(
         &self,
@@ -337,6 +355,15 @@ impl LoraAdapter {
     /// the file and seed 0.
     pub fn settings(&self) -> &LoraConfig {
         &self.settings
+    }
+
+    /// Number of classes of a classifier's adapter.
+    pub fn classes(&self) -> Option<usize> {
+        let classifier = self
+            .head
+            .iter()
+            .find(|module| module.name == "classifier")?;
+        Some(classifier.bias.len())
     }
 
     /// Bytes of its matrices.

@@ -2,7 +2,9 @@
 
 use crate::config::CONFIG_FILE;
 use crate::error::ModelError;
+use crate::lora::Projection;
 use serde::Deserialize;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 /// What `config.json` says about the architecture.
@@ -58,16 +60,53 @@ impl ModelFamily {
     pub fn of_folder(directory: &Path) -> Result<Self, ModelError> {
         let path = directory.join(CONFIG_FILE);
         let bytes = std::fs::read(&path).map_err(ModelError::io(&path))?;
-        let names: Names =
-            serde_json::from_slice(&bytes).map_err(|source| ModelError::Json { path, source })?;
+        Self::of_config(&bytes, &path)
+    }
+
+    /// The family of the bytes of a `config.json` that lies at `path`.
+    pub(crate) fn of_config(bytes: &[u8], path: &Path) -> Result<Self, ModelError> {
+        let names: Names = serde_json::from_slice(bytes).map_err(|source| ModelError::Json {
+            path: path.to_owned(),
+            source,
+        })?;
+        let architecture = names.architectures.iter().flatten().next();
         Self::of(
-            names
-                .architectures
-                .as_ref()
-                .and_then(|names| names.first())
-                .map(String::as_str),
+            architecture.map(String::as_str),
             names.model_type.as_deref(),
         )
+    }
+
+    /// The linear layers that can have an adapter, by the names that PEFT's `target_modules` uses.
+    pub fn linear_layers(self) -> &'static [(&'static str, Projection)] {
+        match self {
+            Self::Qwen2 | Self::Qwen3 | Self::Llama => &[
+                ("q_proj", Projection::Query),
+                ("k_proj", Projection::Key),
+                ("v_proj", Projection::Value),
+                ("o_proj", Projection::Output),
+                ("gate_proj", Projection::Gate),
+                ("up_proj", Projection::Up),
+                ("down_proj", Projection::Down),
+            ],
+            Self::DistilBert => &[
+                ("q_lin", Projection::Query),
+                ("k_lin", Projection::Key),
+                ("v_lin", Projection::Value),
+                ("out_lin", Projection::Output),
+                ("lin1", Projection::Up),
+                ("lin2", Projection::Down),
+            ],
+        }
+    }
+
+    /// The linear layers that get an adapter when nothing is said: all of a decoder, attention of an encoder, whose
+    /// head is trained besides.
+    pub fn default_targets(self) -> BTreeSet<Projection> {
+        let layers = self.linear_layers().iter().map(|(_, layer)| *layer);
+        match self.is_decoder() {
+            true => layers.collect(),
+            false => layers.take(4).collect(),
+        }
     }
 
     /// Whether models of this family continue text; the others classify it.

@@ -1,14 +1,15 @@
 //! Training steps: gradients of packed batches, AdamW updates, exact resume.
 
-use crate::base_model::{self, BaseModel, TensorSource};
-use crate::batch::{PackedBatch, check_tokens};
+use crate::base_model::{self, BaseModel, LayerWeights, TensorSource};
+use crate::batch::{PackedBatch, PreferenceBatch, check_tokens};
 use crate::config::ModelConfig;
-use crate::decoder::{self, Decoder, Layer, Workspace};
+use crate::decoder::{self, Decoder, Layer, PreferenceLoss, Workspace};
+use crate::delta::{Delta, DeltaPlaces};
 use crate::error::ModelError;
 use crate::inference::{InferenceScratch, LogitsWanted, Row};
 use crate::kv_cache::KvCache;
-use crate::linear::{Delta, Linear, Trained};
-use crate::lora::{LoraAdapter, LoraConfig, LowRank, Projection};
+use crate::linear::{Linear, Trained};
+use crate::lora::{LoraAdapter, LoraConfig, Projection};
 use crate::noise::Noise;
 use crate::parameters::Parameters;
 use crate::trainable::Trainable;
@@ -46,12 +47,6 @@ enum Mode {
         places: FullPlaces,
         seed: u64,
     },
-}
-
-#[derive(Clone, Debug)]
-struct DeltaPlaces {
-    a: Range<usize>,
-    b: Range<usize>,
 }
 
 #[derive(Debug)]
@@ -130,15 +125,15 @@ impl TrainableModel {
             for projection in &lora.targets {
                 let (outputs, inputs) = base.config.projection_shape(*projection);
                 let name = base_model::linear_name(layer, *projection);
-                let initial = lora.initial_a(layer, *projection, inputs);
-                row[projection.index()] = Some(DeltaPlaces {
-                    a: parameters.add(format!("{name}.lora_A"), &initial, true),
-                    b: parameters.add(
-                        format!("{name}.lora_B"),
-                        &vec![0.0; outputs * lora.rank],
-                        true,
-                    ),
-                });
+                let weight = base.layers[layer].linears[projection.index()].weight();
+                row[projection.index()] = Some(DeltaPlaces::add(
+                    &mut parameters,
+                    &name,
+                    &lora,
+                    (layer, *projection),
+                    (outputs, inputs),
+                    weight,
+                ));
             }
             places.push(row);
         }
@@ -172,11 +167,8 @@ impl TrainableModel {
             for (place, pair) in places.iter().zip(pairs) {
                 match (place, pair) {
                     (None, None) => {}
-                    (Some(place), Some(pair))
-                        if pair.rank == lora.rank && pair.scale == lora.scale() =>
-                    {
-                        model.parameters.values[place.a.clone()].copy_from_slice(&pair.a);
-                        model.parameters.values[place.b.clone()].copy_from_slice(&pair.b());
+                    (Some(place), Some(pair)) => {
+                        place.take_over(&mut model.parameters, pair, lora)?;
                     }
                     _ => return Err(ModelError::AdapterMismatch),
                 }
@@ -304,6 +296,70 @@ impl TrainableModel {
         }))
     }
 
+    /// Loss of pairs of answers with strength `beta`, the frozen base model being the reference; the gradients of
+    /// its sum are added to those of earlier calls.
+    ///
+    /// # Errors
+    /// As [`TrainableModel::forward_backward`]; [`ModelError::WrongMode`] if every parameter is trained.
+    pub fn preference_forward_backward(
+        &mut self,
+        batch: &PreferenceBatch,
+        beta: f64,
+        options: &StepOptions,
+    ) -> Result<PreferenceLoss, ModelError> {
+        self.preference(batch, beta, Some(options))
+    }
+
+    /// As [`TrainableModel::preference_forward_backward`] without dropout, noise or gradients.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn preference_eval(
+        &mut self,
+        batch: &PreferenceBatch,
+        beta: f64,
+    ) -> Result<PreferenceLoss, ModelError> {
+        self.preference(batch, beta, None)
+    }
+
+    fn preference(
+        &mut self,
+        batch: &PreferenceBatch,
+        beta: f64,
+        options: Option<&StepOptions>,
+    ) -> Result<PreferenceLoss, ModelError> {
+        let packed = batch.packed();
+        packed.check(self.config())?;
+        let Mode::Lora { base, lora, .. } = &self.mode else {
+            return Err(ModelError::WrongMode {
+                operation: "training on preferences",
+            });
+        };
+        let noise = options.map(|options| {
+            let StepOptions {
+                batch_number,
+                neftune_alpha,
+            } = *options;
+            Noise::new(lora.seed, batch_number, lora.dropout, neftune_alpha)
+        });
+        let reference = base.decoder(|_, _| None);
+        let Parameters {
+            values, gradients, ..
+        } = &mut self.parameters;
+        let decoder = self.mode.decoder(values);
+        let (space, precision) = (&mut self.space, self.precision);
+        let training = noise.as_ref().map(|noise| (noise, &mut gradients[..]));
+        let loss = rayon::scope(|_| {
+            decoder::preference_loss(
+                &decoder, &reference, packed, beta, training, space, precision,
+            )
+        });
+        if !loss.loss_sum.is_finite() {
+            return Err(ModelError::LossNotFinite);
+        }
+        Ok(loss)
+    }
+
     /// A copy of the adapter as trained so far.
     ///
     /// # Errors
@@ -315,14 +371,7 @@ impl TrainableModel {
             });
         };
         let values = &self.parameters.values;
-        let pair = |place: &DeltaPlaces| {
-            LowRank::new(
-                lora.rank,
-                lora.scale(),
-                values[place.a.clone()].to_vec(),
-                &values[place.b.clone()],
-            )
-        };
+        let pair = |place: &DeltaPlaces| place.pair(values, lora);
         let layers = places
             .iter()
             .map(|row| std::array::from_fn(|index| row[index].as_ref().map(pair)))
@@ -423,44 +472,11 @@ impl Mode {
     /// The weights of a step: the base with deltas from `values`, or `values` alone.
     fn decoder<'a>(&'a self, values: &'a [f32]) -> Decoder<'a> {
         match self {
-            Self::Lora { base, lora, places } => Decoder {
-                config: &base.config,
-                rope: &base.rope,
-                embedding: Trained::frozen(base.embedding.weight()),
-                head: Trained::frozen(base.head_weight()),
-                final_norm: Trained::frozen(&base.final_norm),
-                layers: base
-                    .layers
-                    .iter()
-                    .zip(places)
-                    .map(|(layer, places)| Layer {
-                        linears: Projection::ALL.map(|projection| {
-                            let index = projection.index();
-                            let (outputs, inputs) = base.config.projection_shape(projection);
-                            Linear {
-                                outputs,
-                                inputs,
-                                weight: Trained::frozen(layer.linears[index].weight()),
-                                bias: layer.biases[index].as_deref().map(Trained::frozen),
-                                delta: places[index].as_ref().map(|place| Delta {
-                                    rank: lora.rank,
-                                    scale: lora.scale(),
-                                    a: &values[place.a.clone()],
-                                    b: &values[place.b.clone()],
-                                    a_gradient: place.a.clone(),
-                                    b_gradient: place.b.clone(),
-                                }),
-                            }
-                        }),
-                        input_norm: Trained::frozen(&layer.input_norm),
-                        post_norm: Trained::frozen(&layer.post_norm),
-                        head_norms: layer
-                            .head_norms
-                            .as_ref()
-                            .map(|norms| norms.each_ref().map(|norm| Trained::frozen(&norm[..]))),
-                    })
-                    .collect(),
-            },
+            Self::Lora { base, lora, places } => base.decoder(|layer, index| {
+                places[layer][index]
+                    .as_ref()
+                    .map(|place| Delta::of(place, values, lora))
+            }),
             Self::Full {
                 config,
                 rope,
@@ -506,6 +522,39 @@ impl Mode {
                         .collect(),
                 }
             }
+        }
+    }
+}
+
+impl BaseModel {
+    /// The frozen model with the deltas that `delta` gives for a layer and the index of a linear layer.
+    fn decoder<'a>(&'a self, delta: impl Fn(usize, usize) -> Option<Delta<'a>>) -> Decoder<'a> {
+        let layer = |(number, layer): (usize, &'a LayerWeights)| Layer {
+            linears: Projection::ALL.map(|projection| {
+                let index = projection.index();
+                let (outputs, inputs) = self.config.projection_shape(projection);
+                Linear {
+                    outputs,
+                    inputs,
+                    weight: Trained::frozen(layer.linears[index].weight()),
+                    bias: layer.biases[index].as_deref().map(Trained::frozen),
+                    delta: delta(number, index),
+                }
+            }),
+            input_norm: Trained::frozen(&layer.input_norm[..]),
+            post_norm: Trained::frozen(&layer.post_norm[..]),
+            head_norms: layer
+                .head_norms
+                .as_ref()
+                .map(|norms| norms.each_ref().map(|norm| Trained::frozen(&norm[..]))),
+        };
+        Decoder {
+            config: &self.config,
+            rope: &self.rope,
+            embedding: Trained::frozen(self.embedding.weight()),
+            head: Trained::frozen(self.head_weight()),
+            final_norm: Trained::frozen(&self.final_norm),
+            layers: self.layers.iter().enumerate().map(layer).collect(),
         }
     }
 }

@@ -4,6 +4,7 @@ use safetensors::SafeTensors;
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::error::Error;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use zerog_model::*;
@@ -34,14 +35,39 @@ impl Measure {
 #[derive(Debug, Deserialize)]
 struct Reference {
     method: String,
+    #[serde(default)]
     examples: Vec<Example>,
+    #[serde(default)]
+    texts: Vec<Text>,
+    #[serde(default)]
+    pairs: Vec<Pair>,
+    #[serde(default)]
+    beta: f64,
     examples_per_step: usize,
     weight_decay: f32,
     max_grad_norm: f32,
     betas: (f32, f32),
     epsilon: f32,
     steps: Vec<Step>,
+    #[serde(default)]
     probe: Vec<u32>,
+    #[serde(default)]
+    probes: Vec<Vec<u32>>,
+}
+
+/// A text with its class.
+#[derive(Debug, Deserialize)]
+struct Text {
+    tokens: Vec<u32>,
+    label: u32,
+}
+
+/// Two answers to a prompt.
+#[derive(Debug, Deserialize)]
+struct Pair {
+    prompt: Vec<u32>,
+    chosen: Vec<u32>,
+    rejected: Vec<u32>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -105,85 +131,192 @@ pub(crate) fn compare(case: &Path, output: Option<&Path>) -> Outcome<Vec<Measure
         serde_json::from_slice(&std::fs::read(case.join("reference.json"))?)?;
     let tensors = Tensors::read(&case.join("reference.safetensors"))?;
     match reference.method.as_str() {
-        "sft" => decoder(case, &reference, &tensors, output),
+        "sft" => decoder(case, &reference, &tensors, output, |model, range| {
+            let mut batch = PackedBatch::default();
+            for example in &reference.examples[range] {
+                batch.push(&example.tokens, &example.trained);
+            }
+            let loss = model.forward_backward(&batch, &StepOptions::default())?;
+            Ok((loss.loss_sum, loss.supervised_tokens))
+        }),
+        "dpo" => decoder(case, &reference, &tensors, output, |model, range| {
+            let mut batch = PreferenceBatch::default();
+            for pair in &reference.pairs[range] {
+                let [chosen, rejected] =
+                    [&pair.chosen, &pair.rejected].map(|answer| with_prompt(&pair.prompt, answer));
+                batch.push((&chosen.0, &chosen.1), (&rejected.0, &rejected.1));
+            }
+            let options = StepOptions::default();
+            let loss = model.preference_forward_backward(&batch, reference.beta, &options)?;
+            Ok((loss.loss_sum, loss.pairs))
+        }),
+        "classification" => classifier(case, &reference, &tensors, output),
         other => Err(format!("unknown method {other}").into()),
     }
 }
 
+/// Tokens of prompt and answer, and which of them are the answer's.
+fn with_prompt(prompt: &[u32], answer: &[u32]) -> (Vec<u32>, Vec<bool>) {
+    let mut marks = vec![false; prompt.len()];
+    marks.resize(prompt.len() + answer.len(), true);
+    ([prompt, answer].concat(), marks)
+}
+
+/// A decoder case. `run` adds the gradients of some examples and returns the sum of their losses and what it is a
+/// sum over.
 fn decoder(
     case: &Path,
     reference: &Reference,
     tensors: &Tensors,
     output: Option<&Path>,
+    run: impl Fn(&mut TrainableModel, Range<usize>) -> Outcome<(f64, usize)>,
 ) -> Outcome<Vec<Measure>> {
     let base = BaseModel::load(&case.join("base"))?;
     let adapter = LoraAdapter::load(&case.join("adapter"), base.config())?;
     let settings = adapter.settings().clone();
-    let mut measures = Vec::new();
-
     let logits = |adapter| all_logits(&base, adapter, &reference.probe);
-    measures.push(Measure {
-        name: "logits of the base model",
-        value: largest_difference(&logits(None)?, tensors.get("logits.base")?),
-        limit: LOGITS,
-    });
-    measures.push(Measure {
-        name: "logits with PEFT's adapter",
-        value: largest_difference(
+    let mut measures = vec![
+        logits_measure(
+            "logits of the base model",
+            &logits(None)?,
+            tensors,
+            "logits.base",
+        )?,
+        logits_measure(
+            "logits with PEFT's adapter",
             &logits(Some(Arc::new(adapter.clone())))?,
-            tensors.get("logits.adapted")?,
-        ),
-        limit: LOGITS,
-    });
-
+            tensors,
+            "logits.adapted",
+        )?,
+    ];
     let mut model = TrainableModel::lora_from(base.clone(), settings.clone(), &adapter)?;
-    let first = pack(&reference.examples[..reference.examples_per_step]);
-    let loss = model.forward_backward(&first, &StepOptions::default())?;
-    measures.push(Measure {
-        name: "gradients",
-        value: gradient_difference(model.parameters(), tensors, loss.supervised_tokens)?,
-        limit: RELATIVE,
-    });
+    let (_, count) = run(&mut model, 0..reference.examples_per_step)?;
+    measures.push(gradient_measure(model.parameters(), tensors, count)?);
 
     let mut model = TrainableModel::lora(base.clone(), settings)?;
-    set_initial(model.parameters_mut(), tensors)?;
-    let mut curve = Curve::default();
-    for (number, step) in reference.steps.iter().enumerate() {
-        let batch = pack(chosen(reference, number));
-        let loss = model.forward_backward(&batch, &StepOptions::default())?;
-        let norm = finish_step(&mut model, reference, step, loss.supervised_tokens);
-        curve.add(step, loss.mean(), norm);
-    }
-    measures.extend(curve.measures());
-    let trained = model.adapter()?;
+    measures.extend(curve(&mut model, reference, tensors, run)?);
     if let Some(output) = output {
-        let identity = AdapterIdentity {
-            base_model: case.join("base").display().to_string(),
-            revision: None,
-        };
-        trained.save(&output.join("adapter"), &identity)?;
+        let trained = model.adapter()?;
+        trained.save(&output.join("adapter"), &identity(case))?;
         let logits = all_logits(&base, Some(Arc::new(trained)), &reference.probe)?;
-        let shape = vec![reference.probe.len(), logits.len() / reference.probe.len()];
-        write_logits(&output.join("logits.safetensors"), shape, &logits)?;
+        write_logits(output, reference.probe.len(), &logits)?;
     }
     Ok(measures)
 }
 
-/// The examples of step `number`, in file order, again and again.
-fn chosen(reference: &Reference, number: usize) -> &[Example] {
-    let start = number * reference.examples_per_step % reference.examples.len();
-    &reference.examples[start..start + reference.examples_per_step]
-}
-
-fn pack(examples: &[Example]) -> PackedBatch {
-    let mut batch = PackedBatch::default();
-    for example in examples {
-        batch.push(&example.tokens, &example.trained);
+fn classifier(
+    case: &Path,
+    reference: &Reference,
+    tensors: &Tensors,
+    output: Option<&Path>,
+) -> Outcome<Vec<Measure>> {
+    let base = ClassifierBase::load(&case.join("base"))?;
+    let adapter = LoraAdapter::load_classifier(&case.join("adapter"), base.config())?;
+    let settings = adapter.settings().clone();
+    let classes = base.config().labels.len();
+    let mut probes = ClassifierBatch::default();
+    for probe in &reference.probes {
+        probes.push(probe, 0);
     }
-    batch
+    let run = |model: &mut TrainableClassifier, range: Range<usize>| {
+        let mut batch = ClassifierBatch::default();
+        for text in &reference.texts[range] {
+            batch.push(&text.tokens, text.label);
+        }
+        let loss = model.forward_backward(&batch, &StepOptions::default())?;
+        Ok((loss.loss_sum, loss.supervised_tokens))
+    };
+    let alone = |adapter: &LoraAdapter| -> Outcome<Vec<f32>> {
+        let rows = reference
+            .probes
+            .iter()
+            .map(|probe| base.classify(adapter, probe));
+        Ok(rows.collect::<Result<Vec<_>, _>>()?.concat())
+    };
+
+    let mut model = TrainableClassifier::new(base.clone(), settings.clone(), classes)?;
+    let untrained = model.logits(&probes, AdapterUse::Without)?.concat();
+    let mut measures = vec![
+        logits_measure(
+            "logits of the base model",
+            &untrained,
+            tensors,
+            "logits.base",
+        )?,
+        logits_measure(
+            "logits with PEFT's adapter",
+            &alone(&adapter)?,
+            tensors,
+            "logits.adapted",
+        )?,
+    ];
+    let mut continued =
+        TrainableClassifier::from_adapter(base.clone(), settings.clone(), &adapter)?;
+    let packed = continued.logits(&probes, AdapterUse::With)?.concat();
+    measures.push(logits_measure(
+        "packed logits with PEFT's adapter",
+        &packed,
+        tensors,
+        "logits.adapted",
+    )?);
+    let (_, count) = run(&mut continued, 0..reference.examples_per_step)?;
+    measures.push(gradient_measure(continued.parameters(), tensors, count)?);
+
+    measures.extend(curve(&mut model, reference, tensors, run)?);
+    if let Some(output) = output {
+        let trained = model.adapter();
+        trained.save(&output.join("adapter"), &identity(case))?;
+        write_logits(output, reference.probes.len(), &alone(&trained)?)?;
+    }
+    Ok(measures)
 }
 
-/// Starts from the adapter that PEFT drew.
+fn identity(case: &Path) -> AdapterIdentity {
+    AdapterIdentity {
+        base_model: case.join("base").display().to_string(),
+        revision: None,
+    }
+}
+
+/// Starts from the adapter that PEFT drew and repeats its run, on the same examples with the same learning rates.
+fn curve<M: Trainable>(
+    model: &mut M,
+    reference: &Reference,
+    tensors: &Tensors,
+    run: impl Fn(&mut M, Range<usize>) -> Outcome<(f64, usize)>,
+) -> Outcome<[Measure; 2]> {
+    set_initial(model.parameters_mut(), tensors)?;
+    let count = reference.examples.len() + reference.texts.len() + reference.pairs.len();
+    let (mut losses, mut norms) = (0.0_f64, 0.0_f64);
+    for (number, step) in reference.steps.iter().enumerate() {
+        let start = number * reference.examples_per_step % count;
+        let (loss, count) = run(model, start..start + reference.examples_per_step)?;
+        let clipped = model.clipped_scale(count, Some(reference.max_grad_norm));
+        model.apply_update(&UpdateOptions {
+            learning_rate: step.learning_rate as f32,
+            weight_decay: reference.weight_decay,
+            betas: reference.betas,
+            epsilon: reference.epsilon,
+            gradient_scale: clipped.scale,
+        });
+        losses = losses.max(relative(loss / count as f64, step.loss));
+        norms = norms.max(relative(clipped.gradient_norm, step.gradient_norm));
+    }
+    Ok([
+        Measure {
+            name: "loss curve, 50 steps",
+            value: losses,
+            limit: RELATIVE,
+        },
+        Measure {
+            name: "gradient norms, 50 steps",
+            value: norms,
+            limit: RELATIVE,
+        },
+    ])
+}
+
+/// Takes over the adapter that PEFT drew.
 fn set_initial(parameters: &mut Parameters, tensors: &Tensors) -> Outcome<()> {
     let count = parameters.names().count();
     let mut given = 0;
@@ -197,53 +330,6 @@ fn set_initial(parameters: &mut Parameters, tensors: &Tensors) -> Outcome<()> {
         return Err(format!("the reference trains {given} tensors, this crate {count}").into());
     }
     Ok(())
-}
-
-/// Clips and updates as the reference does; returns the norm of the mean gradient.
-fn finish_step(
-    model: &mut impl Trainable,
-    reference: &Reference,
-    step: &Step,
-    count: usize,
-) -> f64 {
-    let clipped = model.clipped_scale(count, Some(reference.max_grad_norm));
-    model.apply_update(&UpdateOptions {
-        learning_rate: step.learning_rate as f32,
-        weight_decay: reference.weight_decay,
-        betas: reference.betas,
-        epsilon: reference.epsilon,
-        gradient_scale: clipped.scale,
-    });
-    clipped.gradient_norm
-}
-
-/// Largest relative differences over the steps of a run.
-#[derive(Default)]
-struct Curve {
-    loss: f64,
-    norm: f64,
-}
-
-impl Curve {
-    fn add(&mut self, step: &Step, loss: f64, norm: f64) {
-        self.loss = self.loss.max(relative(loss, step.loss));
-        self.norm = self.norm.max(relative(norm, step.gradient_norm));
-    }
-
-    fn measures(self) -> [Measure; 2] {
-        [
-            Measure {
-                name: "loss curve, 50 steps",
-                value: self.loss,
-                limit: RELATIVE,
-            },
-            Measure {
-                name: "gradient norms, 50 steps",
-                value: self.norm,
-                limit: RELATIVE,
-            },
-        ]
-    }
 }
 
 fn relative(ours: f64, theirs: f64) -> f64 {
@@ -273,6 +359,19 @@ fn all_logits(
         .swap_remove(0))
 }
 
+fn logits_measure(
+    name: &'static str,
+    ours: &[f32],
+    tensors: &Tensors,
+    theirs: &str,
+) -> Outcome<Measure> {
+    Ok(Measure {
+        name,
+        value: largest_difference(ours, tensors.get(theirs)?),
+        limit: LOGITS,
+    })
+}
+
 fn largest_difference(ours: &[f32], theirs: &[f32]) -> f64 {
     if ours.len() != theirs.len() {
         return f64::INFINITY;
@@ -290,7 +389,7 @@ fn largest_difference(ours: &[f32], theirs: &[f32]) -> f64 {
 }
 
 /// Over all tensors, the largest `‖ours − theirs‖ / ‖theirs‖`; ours are sums, theirs means over `count`.
-fn gradient_difference(parameters: &Parameters, tensors: &Tensors, count: usize) -> Outcome<f64> {
+fn gradient_measure(parameters: &Parameters, tensors: &Tensors, count: usize) -> Outcome<Measure> {
     let mut largest = 0.0_f64;
     for (name, theirs) in tensors.under("gradient.") {
         let ours = parameters
@@ -309,16 +408,22 @@ fn gradient_difference(parameters: &Parameters, tensors: &Tensors, count: usize)
     if largest == 0.0 {
         return Err("the reference has no gradient".into());
     }
-    Ok(largest)
+    Ok(Measure {
+        name: "gradients",
+        value: largest,
+        limit: RELATIVE,
+    })
 }
 
-fn write_logits(path: &Path, shape: Vec<usize>, logits: &[f32]) -> Outcome<()> {
+/// Writes logits in `rows` rows for the reference libraries to compare with.
+fn write_logits(output: &Path, rows: usize, logits: &[f32]) -> Outcome<()> {
+    let shape = vec![rows, logits.len() / rows];
     let bytes: Vec<u8> = logits
         .iter()
         .flat_map(|value| value.to_le_bytes())
         .collect();
     let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape, &bytes)?;
     let file = safetensors::serialize([("logits", view)], None)?;
-    std::fs::write(path, file)?;
+    std::fs::write(output.join("logits.safetensors"), file)?;
     Ok(())
 }

@@ -149,3 +149,45 @@ fn adapters_on_some_layers() {
     };
     check(&mut warm_lora(config), &StepOptions::default(), 2);
 }
+
+/// The lengths in the denominator count as constants for `A` and `B`, so only the trained lengths have gradients
+/// that differences can show; the others are compared with PEFT (`parity`).
+#[test]
+fn trained_lengths_with_dropout() {
+    let config = LoraConfig {
+        dropout: 0.3,
+        dora: true,
+        ..lora_config()
+    };
+    let mut model = warm_lora(config);
+    let options = StepOptions {
+        batch_number: 3,
+        neftune_alpha: 0.0,
+    };
+    let names: Vec<String> = model.parameters().names().map(str::to_owned).collect();
+    let lengths: Vec<&String> = names
+        .iter()
+        .filter(|name| name.ends_with("lora_magnitude_vector"))
+        .collect();
+    assert_eq!(lengths.len(), 2 * 7);
+    model.zero_gradients();
+    model.forward_backward(&batch(), &options).unwrap();
+    for name in lengths {
+        let values = model.parameters().value(name).unwrap().to_vec();
+        let gradient = f64::from(model.parameters().gradient(name).unwrap()[1]);
+        let mut loss = |step: f32| {
+            let mut moved = values.clone();
+            moved[1] += step;
+            let mut other = model.parameters().clone();
+            model.parameters_mut().set(name, &moved).unwrap();
+            let sum = model.forward_backward(&batch(), &options).unwrap().loss_sum;
+            std::mem::swap(model.parameters_mut(), &mut other);
+            sum
+        };
+        let difference = (loss(4e-3) - loss(-4e-3)) / 8e-3;
+        assert!(
+            (difference - gradient).abs() < 0.02 * gradient.abs() + 2e-3,
+            "{name}: {difference} {gradient}"
+        );
+    }
+}

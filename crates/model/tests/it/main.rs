@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)] // Helpers of tests.
 
 mod adapters;
+mod classification;
 mod files;
 mod gradients;
 mod parity;

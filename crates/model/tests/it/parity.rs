@@ -40,7 +40,27 @@ fn llama_with_biases() {
 }
 
 #[test]
+fn dora() {
+    check("qwen2-dora");
+}
+
+#[test]
+fn direct_preference_optimisation() {
+    check("qwen3-dpo");
+}
+
+#[test]
+fn distilbert_with_adapted_attention() {
+    check("distilbert");
+}
+
+#[test]
+fn distilbert_with_adapted_feed_forward() {
+    check("distilbert-all-linear");
+}
+
+#[test]
 fn no_case_is_left_out() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/parity");
-    assert_eq!(compare::cases(&folder).unwrap().len(), 5);
+    assert_eq!(compare::cases(&folder).unwrap().len(), 9);
 }
