@@ -336,6 +336,18 @@ pub(crate) enum FineTuning {
         #[arg(long, value_name = "ADDRESS")]
         provider: Address,
     },
+    /// Let another address use one of your adapters, or end that with --revoke.
+    ShareAdapter {
+        #[arg(long, value_name = "ADDRESS")]
+        provider: Address,
+        #[arg(long, value_name = "NAME")]
+        adapter_name: String,
+        /// Who may use it.
+        #[arg(long, value_name = "ADDRESS")]
+        address: Address,
+        #[arg(long)]
+        revoke: bool,
+    },
     /// Load an adapter at an inference provider.
     DeployAdapter(DeployAdapter),
     /// Ask an adapter a question.

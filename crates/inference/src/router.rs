@@ -64,8 +64,8 @@ async fn models(State(served): State<Served>) -> Response {
 /// `GET /models/{name}`; names of base models may contain slashes.
 async fn model(State(served): State<Served>, Path(name): Path<String>) -> Response {
     let list = models_json(&served);
-    let known = list["data"].as_array().into_iter().flatten();
-    match known.into_iter().find(|entry| entry["id"] == name.as_str()) {
+    let mut known = list["data"].as_array().into_iter().flatten();
+    match known.find(|entry| entry["id"] == name.as_str()) {
         Some(entry) => json_response(StatusCode::OK, Bytes::from(entry.to_string())),
         None => ApiError::model_not_found(&name).into_response(),
     }

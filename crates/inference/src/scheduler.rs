@@ -127,11 +127,7 @@ impl Scheduler {
             let blocks = self.prefixes.find(&next.question.root, known);
             let needed = next.tokens.len().div_ceil(BLOCK_TOKENS) - blocks.len();
             // Room for everyone's next block, so that a newcomer does not push others out at once.
-            let spare = if self.running.is_empty() {
-                0
-            } else {
-                self.running.len()
-            };
+            let spare = self.running.len();
             if self.free_blocks() + self.prefixes.evictable() < needed + spare
                 && !self.running.is_empty()
             {

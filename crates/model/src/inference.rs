@@ -9,7 +9,7 @@ use crate::base_model::BaseModel;
 use crate::batch::check_tokens;
 use crate::error::ModelError;
 use crate::kv_cache::KvCache;
-use crate::lora::{LoraAdapter, Projection};
+use crate::lora::{LoraAdapter, LowRank, Projection};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
@@ -23,6 +23,8 @@ use zerog_kernels::reduce::{add_assign, add_bias};
 const PARALLEL_WORK: usize = 1 << 24;
 /// Rows of a delta that are worth a piece of parallel work.
 const DELTA_ROWS: usize = 32;
+/// Inputs and outputs of all pieces together from which on deltas are computed in parallel.
+const PARALLEL_DELTA: usize = 4096;
 
 /// The part of one sequence in a batch.
 #[derive(Debug)]
@@ -299,21 +301,31 @@ impl BaseModel {
         if let Some(bias) = bias {
             add_bias(y, bias);
         }
+        // Pieces of rows with one adapter each; many small ones are computed side by side.
+        let mut pieces = Vec::new();
+        let (mut rest, mut done) = (y, 0);
         for group in groups {
             let Some(pair) = group.adapter.pair(layer, projection) else {
                 continue;
             };
-            let x = &x[group.tokens.start * inputs..group.tokens.end * inputs];
-            let y = &mut y[group.tokens.start * outputs..group.tokens.end * outputs];
-            if group.tokens.len() <= DELTA_ROWS {
-                pair.adapt(group.tokens.len(), x, y, (weight, bias), low);
-            } else {
-                y.par_chunks_mut(DELTA_ROWS * outputs)
-                    .zip(x.par_chunks(DELTA_ROWS * inputs))
-                    .for_each_init(Vec::new, |low, (y, x)| {
-                        pair.adapt(y.len() / outputs, x, y, (weight, bias), low)
-                    });
-            }
+            let tokens = &group.tokens;
+            let (_, behind) = rest.split_at_mut((tokens.start - done) * outputs);
+            let (own, behind) = behind.split_at_mut(tokens.len() * outputs);
+            (rest, done) = (behind, tokens.end);
+            let x = &x[tokens.start * inputs..tokens.end * inputs];
+            pieces.extend(
+                own.chunks_mut(DELTA_ROWS * outputs)
+                    .zip(x.chunks(DELTA_ROWS * inputs))
+                    .map(|(y, x)| (pair, x, y)),
+            );
+        }
+        let adapt = |low: &mut Vec<f32>, (pair, x, y): (&LowRank, &[f32], &mut [f32])| {
+            pair.adapt(y.len() / outputs, x, y, (weight, bias), low);
+        };
+        if pieces.len() > 1 && pieces.len() * (inputs + outputs) >= PARALLEL_DELTA {
+            pieces.into_par_iter().for_each_init(Vec::new, adapt);
+        } else {
+            pieces.into_iter().for_each(|piece| adapt(low, piece));
         }
     }
 

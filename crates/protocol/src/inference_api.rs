@@ -49,6 +49,27 @@ pub struct AdapterList {
     pub adapters: Vec<AdapterView>,
 }
 
+/// Body of `POST /v1/lora/adapters/{name}/share` (ours).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ShareRequest {
+    /// Who may use the adapter.
+    pub address: String,
+    /// Whether that ends.
+    #[serde(default)]
+    pub revoke: bool,
+}
+
+/// Reply of the share routes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AdapterShares {
+    /// The adapter.
+    pub adapter_name: String,
+    /// Addresses that may use it besides its owner.
+    pub shared_with: Vec<String>,
+}
+
 /// Body of `POST /v1/lora/adapters/deploy`: a task with its base model, or a name. The last two members hand an adapter
 /// over to a provider that did not train it (`docs/protocol.md`, "Hand-over").
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

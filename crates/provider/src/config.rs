@@ -206,6 +206,8 @@ pub struct InferenceConfig {
     pub fine_tuning_provider: Option<Address>,
     /// Whether archive keys encrypted to the provider's wallet are taken from other brokers.
     pub accept_wallet_key: bool,
+    /// Disk that sealed adapters may take; beyond it the ones used longest ago stay in 0G Storage alone.
+    pub max_adapter_disk_bytes: u64,
     /// Whether adapters without reference logits are served when they make a difference to the base model's answers.
     pub accept_unrecorded_adapters: bool,
     /// Most requests that run at once.
@@ -310,6 +312,7 @@ impl InferenceConfig {
             fine_tuning_provider: None,
             accept_wallet_key: false,
             accept_unrecorded_adapters: false,
+            max_adapter_disk_bytes: 100 << 30,
             max_running: 8,
             max_waiting: 64,
         }
@@ -613,6 +616,7 @@ struct FileInference {
     fine_tuning_provider: Option<Address>,
     accept_wallet_key: Option<bool>,
     accept_unrecorded_adapters: Option<bool>,
+    max_adapter_disk_gib: Option<u64>,
     max_running: Option<usize>,
     max_waiting: Option<usize>,
 }
@@ -939,6 +943,10 @@ impl FileInference {
             fine_tuning_provider: self.fine_tuning_provider,
             accept_wallet_key: self.accept_wallet_key.unwrap_or(false),
             accept_unrecorded_adapters: self.accept_unrecorded_adapters.unwrap_or(false),
+            max_adapter_disk_bytes: self
+                .max_adapter_disk_gib
+                .unwrap_or(100)
+                .saturating_mul(1 << 30),
             max_running: self.max_running.unwrap_or(default.max_running).max(1),
             max_waiting: self.max_waiting.unwrap_or(default.max_waiting),
             model: self.model,

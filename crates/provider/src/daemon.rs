@@ -266,6 +266,8 @@ impl Provider {
         app.tracker.spawn(chain_watcher::run(Arc::clone(app)));
         if app.inference.is_some() {
             app.tracker.spawn(settle_forever(Arc::clone(app)));
+            app.tracker
+                .spawn(crate::adapter_tiers::keep_within_quota(Arc::clone(app)));
         }
         app.tracker.spawn(http::serve(Arc::clone(app), listener));
     }

@@ -18,6 +18,7 @@ use zerog_protocol::FileKey;
 use zerog_protocol::ids::{adapter_name, canonical_adapter_name};
 use zerog_protocol::inference_api::ResponseSignature;
 
+use crate::adapter_tiers::LastUses;
 use crate::app::App;
 use crate::catalogue::Catalogue;
 use crate::config::InferenceConfig;
@@ -68,6 +69,7 @@ pub(crate) struct InferenceRole {
     accounts: Mutex<HashMap<Address, Cached<Option<Account>>>>,
     service: Mutex<Option<Cached<Option<Service>>>>,
     signatures: Mutex<SignatureCache>,
+    uses: LastUses,
     /// One lock for each adapter that is being loaded.
     turns: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
     changed: watch::Sender<u64>,
@@ -135,6 +137,7 @@ impl InferenceRole {
             service: Mutex::default(),
             signatures: Mutex::default(),
             turns: Mutex::default(),
+            uses: LastUses::default(),
             changed: watch::Sender::new(0),
         })
     }
@@ -151,6 +154,17 @@ impl InferenceRole {
             env!("CARGO_PKG_VERSION"),
             self.base_sha256
         )
+    }
+
+    /// Notes that an adapter is used now.
+    pub(crate) fn note_use(&self, id: &str) {
+        self.uses.note(id);
+    }
+
+    /// When an adapter was used last, if this process did.
+    #[must_use]
+    pub(crate) fn last_use(&self, id: &str) -> Option<Instant> {
+        self.uses.of(id)
     }
 
     /// The lock under which an adapter is brought back into the engine.

@@ -24,6 +24,7 @@
 //! # }
 //! ```
 
+mod adapter_tiers;
 mod app;
 mod billing;
 mod catalogue;

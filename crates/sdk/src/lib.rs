@@ -73,7 +73,7 @@ pub use zerog_protocol::adapter::AdapterState;
 pub use zerog_protocol::fine_tuning_api::{
     FeeBreakdown, ModelView, TaskView as Task, TrainingProgress,
 };
-pub use zerog_protocol::inference_api::{AdapterView, DeployResponse};
+pub use zerog_protocol::inference_api::{AdapterShares, AdapterView, DeployResponse};
 pub use zerog_protocol::task::TaskState;
 pub use zerog_protocol::training_params::{Schema, TrainingParams};
 pub use zerog_protocol::{SecretKey, TaskId, amount, ids, limits, models};

@@ -140,6 +140,25 @@ pub(super) async fn run(app: &App, command: FineTuning) -> Outcome<u8> {
             app.output.json(&json!({ "adapterName": name }));
         }
         FineTuning::ListAdapters { provider } => list_adapters(app, provider).await?,
+        FineTuning::ShareAdapter {
+            provider,
+            adapter_name,
+            address,
+            revoke,
+        } => {
+            let broker = app.broker(Wallet::Needed).await?;
+            let lora = &broker.inference.lora;
+            let shares = lora
+                .share_adapter(provider, &adapter_name, address, revoke)
+                .await?;
+            let with = match shares.shared_with.as_slice() {
+                [] => "nobody".to_owned(),
+                addresses => addresses.join(", "),
+            };
+            app.output
+                .line(format!("{} is shared with {with}", shares.adapter_name));
+            app.output.json(&shares);
+        }
         FineTuning::DeployAdapter(arguments) => deploy_adapter(app, &arguments).await?,
         FineTuning::Chat(arguments) => chat(app, &arguments).await?,
         FineTuning::Verify(arguments) => {

@@ -15,7 +15,8 @@ use zerog_lifecycle::adapter::AdapterEvent;
 use zerog_protocol::adapter::AdapterState;
 use zerog_protocol::ids::canonical_adapter_name;
 use zerog_protocol::inference_api::{
-    AdapterKeyRequest, AdapterList, AdapterView, DeployRequest, DeployResponse,
+    AdapterKeyRequest, AdapterList, AdapterShares, AdapterView, DeployRequest, DeployResponse,
+    ShareRequest,
 };
 use zerog_protocol::seal::{SealContext, SealPurpose, open_key};
 use zerog_protocol::session_token::{TokenError, verify_raw};
@@ -277,7 +278,7 @@ pub(crate) async fn shares(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
     headers: HeaderMap,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<AdapterShares>, ApiError> {
     let user = authenticated(&app, &headers).await?;
     let row = own(&app, user, &name).await?;
     shared_with(&app, &row).await
@@ -289,7 +290,7 @@ pub(crate) async fn share(
     Path(name): Path<String>,
     headers: HeaderMap,
     body: Bytes,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<AdapterShares>, ApiError> {
     let user = authenticated(&app, &headers).await?;
     let row = own(&app, user, &name).await?;
     let request: ShareRequest = serde_json::from_slice(&body)
@@ -321,7 +322,7 @@ async fn own(app: &Arc<App>, user: Address, name: &str) -> Result<AdapterRow, Ap
         .ok_or_else(|| unknown(name))
 }
 
-async fn shared_with(app: &App, row: &AdapterRow) -> Result<Json<Value>, ApiError> {
+async fn shared_with(app: &App, row: &AdapterRow) -> Result<Json<AdapterShares>, ApiError> {
     let addresses: Vec<String> = app
         .store
         .shares_of(&row.id)
@@ -332,9 +333,10 @@ async fn shared_with(app: &App, row: &AdapterRow) -> Result<Json<Value>, ApiErro
                 .map_or(text, |address| address.to_string())
         })
         .collect();
-    Ok(Json(
-        json!({"adapterName": row.name, "sharedWith": addresses}),
-    ))
+    Ok(Json(AdapterShares {
+        adapter_name: row.name.clone(),
+        shared_with: addresses,
+    }))
 }
 
 /// Looks at the chain for an acknowledgement that the watcher has not seen yet.
@@ -350,15 +352,6 @@ async fn notice_acknowledgement(app: &Arc<App>, row: &TaskRow) -> bool {
         // The watcher looks again.
         _ => false,
     }
-}
-
-/// Body of the owner's request to share.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct ShareRequest {
-    address: String,
-    #[serde(default)]
-    revoke: bool,
 }
 
 /// Body of the operator's eviction.
@@ -389,15 +382,9 @@ pub(crate) async fn evict(
     app.apply_adapter(&row.id, &AdapterEvent::Offloaded, None)
         .await?;
     if request.purge
-        && app
-            .apply_adapter(&row.id, &AdapterEvent::Archived, None)
-            .await?
-            .is_some()
+        && let Some(row) = app.store.adapter(&row.id).await?
     {
-        let path = app.vault.adapter_path(&row.id);
-        if let Err(error) = tokio::fs::remove_file(&path).await {
-            tracing::warn!(%error, adapter.name = row.name, "an adapter's file could not be removed");
-        }
+        crate::adapter_tiers::archive(&app, &row).await?;
     }
     Ok(Json(json!({"status": "ok"})))
 }

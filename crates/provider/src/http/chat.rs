@@ -338,6 +338,7 @@ async fn wait_until_active(
         match row.machine.state {
             AdapterState::Active | AdapterState::Offloaded | AdapterState::Ready => {
                 if let Some(pin) = role.engine.pin_adapter(&row.id) {
+                    role.note_use(&row.id);
                     return Ok(pin);
                 }
                 match reload(app, role, &row).await {

@@ -324,17 +324,39 @@ async fn a_dataset_becomes_an_adapter_that_answers() {
 
     // After a restart the adapter is loaded again on first use.
     provider.shutdown().await;
-    let provider = Provider::start(config).await.unwrap();
+    let provider = Provider::start(config.clone()).await.unwrap();
     let user = User {
         url: provider.url().to_owned(),
         ..user
     };
     assert_eq!(adapter_tier(&user, &name).await, "ready");
-    let answer = user.post_signed("/v1/proxy/chat/completions", chat).await;
+    let answer = user
+        .post_signed("/v1/proxy/chat/completions", chat.clone())
+        .await;
     assert_eq!(answer.status, 200, "{}", answer.text());
     assert_eq!(
         wait_adapter(&user, &name, AdapterState::Active).await["state"],
         "active"
     );
+    provider.shutdown().await;
+
+    // Without disk for it the adapter stays in storage alone, until the first request.
+    config.inference.as_mut().unwrap().max_adapter_disk_bytes = 0;
+    let provider = Provider::start(config).await.unwrap();
+    let user = User {
+        url: provider.url().to_owned(),
+        ..user
+    };
+    let started = Instant::now();
+    loop {
+        let listed = user.get_signed("/v1/lora/adapters").await.json();
+        if listed["adapters"][0]["tier"] == "archived" {
+            break;
+        }
+        assert!(started.elapsed() < Duration::from_secs(60), "{listed}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let answer = user.post_signed("/v1/proxy/chat/completions", chat).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
     provider.shutdown().await;
 }

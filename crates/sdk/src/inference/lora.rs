@@ -11,7 +11,9 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use zerog_protocol::TaskId;
 use zerog_protocol::ids::adapter_name;
-use zerog_protocol::inference_api::{AdapterList, AdapterView, DeployRequest, DeployResponse};
+use zerog_protocol::inference_api::{
+    AdapterList, AdapterShares, AdapterView, DeployRequest, DeployResponse, ShareRequest,
+};
 use zerog_protocol::seal::{SealContext, SealPurpose, seal_key};
 
 use super::verify::ResponseProof;
@@ -131,6 +133,34 @@ impl Lora {
         );
         let answer = self.get(provider, "get adapter status", &url).await?;
         parse_json("get adapter status", &answer.body)
+    }
+
+    /// Lets another address use an adapter of the caller, or ends that; returns with whom it is shared then.
+    ///
+    /// # Errors
+    /// [`Error::ProviderRefused`] with status 404 for an adapter that is not the caller's.
+    pub async fn share_adapter(
+        &self,
+        provider: Address,
+        name: &str,
+        with: Address,
+        revoke: bool,
+    ) -> Result<AdapterShares> {
+        let url = join(
+            &self.base_url(provider).await?,
+            &format!("/v1/lora/adapters/{}/share", path_segment(name)),
+        );
+        let request = ShareRequest {
+            address: with.to_string(),
+            revoke,
+        };
+        let authorization = self.context.authorization(provider).await?;
+        let answer = self
+            .context
+            .http
+            .post_json("share adapter", &url, Some(&authorization), &request)
+            .await?;
+        parse_json("share adapter", &answer.body)
     }
 
     /// The name under which a task's adapter is known at a provider: its own, else the computed one.
