@@ -30,6 +30,7 @@
 //! ```
 
 pub mod broker;
+pub mod devnet;
 pub mod error;
 pub mod fine_tuning;
 pub mod funds;
