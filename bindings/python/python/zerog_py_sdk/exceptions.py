@@ -279,3 +279,7 @@ class FileError(ContractError, OSError):
         super().__init__(operation, message)
         self.filename = path
         self.errno = errno
+
+    def __str__(self) -> str:
+        # OSError would show number and file name alone.
+        return f"{self.operation}: {self.reason}"

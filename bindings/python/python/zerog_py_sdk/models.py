@@ -13,7 +13,6 @@ import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, TypeVar
 
 R = TypeVar("R")
@@ -71,9 +70,14 @@ class Result(dict[str, Any]):
         raise AttributeError(f"{type(self).__name__} has no {name!r}; it has {', '.join(self)}")
 
 
-@lru_cache(maxsize=None)
+_HINTS: dict[type, dict[str, Any]] = {}
+
+
 def _types(record: type) -> dict[str, Any]:
-    return typing.get_type_hints(record)
+    """The fields' types, which are worked out once."""
+    if record not in _HINTS:
+        _HINTS[record] = typing.get_type_hints(record)
+    return _HINTS[record]
 
 
 def build(kind: type[R], value: Any) -> R:

@@ -13,15 +13,26 @@ const MAX_STREAM_BYTES: usize = 16 * 1024 * 1024;
 
 /// An answer on its way: call [`ChatStream::next`] until it gives `None`.
 ///
-/// ```no_run
-/// # async fn f(broker: zerog_sdk::Broker, provider: zerog_sdk::Address) -> zerog_sdk::Result<()> {
-/// let body = serde_json::json!({"model": "ft-…", "messages": [{"role": "user", "content": "Who are you?"}]});
+/// ```
+/// # use zerog_sdk::{Broker, BrokerOptions, amount::parse_0g};
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let devnet = zerog_devnet::Devnet::start(Default::default()).await?;
+/// # let broker = Broker::connect(BrokerOptions::custom(devnet.network()).with_wallet(devnet.key(5))).await?;
+/// # broker.ledger.deposit_fund(parse_0g("5")?).await?;
+/// # let provider = broker.inference.list_service(0, 1, false).await?[0].provider;
+/// let model = broker.inference.get_service_metadata(provider).await?.model;
+/// let body = serde_json::json!({"model": model, "messages": [{"role": "user", "content": "Who are you?"}]});
 /// let mut stream = broker.inference.lora.chat_stream(provider, body, |_| ()).await?;
+/// let mut pieces = Vec::new();
 /// while let Some(text) = stream.next().await? {
-///     print!("{text}");
+///     pieces.push(text);
 /// }
 /// let answer = stream.finish().await?;
+/// assert_eq!(answer.content(), Some(pieces.concat().as_str()));
+/// // The enclave signed these bytes, or this fails.
 /// broker.inference.lora.verify_answer(provider, &answer).await?;
+/// # devnet.shutdown().await;
 /// # Ok(())
 /// # }
 /// ```

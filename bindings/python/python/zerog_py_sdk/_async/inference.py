@@ -179,11 +179,12 @@ class AsyncInferenceManager(Manager):
 
     async def revoke_token(self, provider_address: str, token_id: int, gas_price: int | None = None) -> Result:
         """Revokes one API key on chain."""
-        return await self.revoke_tokens(provider_address, [token_id], gas_price)
+        number = Arguments("revokeToken").integer("token_id", token_id, 0, 254)
+        return await self.revoke_tokens(provider_address, [number], gas_price)
 
     async def revoke_api_key(self, provider_address: str, token_id: int, gas_price: int | None = None) -> Result:
         """The same as :meth:`revoke_token`."""
-        return await self.revoke_tokens(provider_address, [token_id], gas_price)
+        return await self.revoke_token(provider_address, token_id, gas_price)
 
     async def revoke_tokens(
         self, provider_address: str, token_ids: list[int], gas_price: int | None = None

@@ -180,11 +180,12 @@ class InferenceManager(Manager):
 
     def revoke_token(self, provider_address: str, token_id: int, gas_price: int | None = None) -> Result:
         """Revokes one API key on chain."""
-        return self.revoke_tokens(provider_address, [token_id], gas_price)
+        number = Arguments("revokeToken").integer("token_id", token_id, 0, 254)
+        return self.revoke_tokens(provider_address, [number], gas_price)
 
     def revoke_api_key(self, provider_address: str, token_id: int, gas_price: int | None = None) -> Result:
         """The same as :meth:`revoke_token`."""
-        return self.revoke_tokens(provider_address, [token_id], gas_price)
+        return self.revoke_token(provider_address, token_id, gas_price)
 
     def revoke_tokens(
         self, provider_address: str, token_ids: list[int], gas_price: int | None = None

@@ -100,7 +100,8 @@ class LedgerManager(Manager):
 
     def retrieve_fund_from_provider(self, provider_address: str, service_type: str = "inference") -> Result:
         """As :meth:`retrieve_fund`, from one provider."""
-        return self.retrieve_fund(service_type, [provider_address])
+        provider = Arguments("retrieveFund").address("provider_address", provider_address)
+        return self.retrieve_fund(service_type, [provider])
 
     def refund(self, amount: Amount) -> Result:
         """Pays an amount in 0G of the available balance out to the wallet."""

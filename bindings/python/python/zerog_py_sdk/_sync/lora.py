@@ -192,7 +192,8 @@ class LoRAProcessor(Manager):
 
 
 def _body(given: Arguments, body: dict[str, Any]) -> str:
+    members = given.mapping("body", body)
     try:
-        return json.dumps(given.mapping("body", body))
+        return json.dumps(members)
     except (TypeError, ValueError) as error:
         raise given.wrong_value("body", f"it cannot be written as JSON: {error}") from None
