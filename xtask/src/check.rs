@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 
-use crate::{clients, openai_clients, parity, tidy};
+use crate::{clients, openai_clients, parity, python, tidy};
 
 /// Runs all checks. With `all`, a part that cannot run is a failure.
 pub(crate) fn run(root: &Path, all: bool, test_arguments: &[String]) -> anyhow::Result<()> {
@@ -44,9 +44,7 @@ pub(crate) fn run(root: &Path, all: bool, test_arguments: &[String]) -> anyhow::
             &flags,
         )
     })?;
-    part("binaries", || {
-        cargo(root, &["build", "--workspace", "--bins", "--quiet"], &[])
-    })?;
+    part("binaries", || build_binaries(root))?;
     part("tests", || {
         let bins = root.join("target/debug");
         let binary = |name: &str| bins.join(name).to_string_lossy().into_owned();
@@ -95,6 +93,13 @@ pub(crate) fn run(root: &Path, all: bool, test_arguments: &[String]) -> anyhow::
             "parity with PEFT: its libraries are not installed (`cargo xtask parity`)".to_owned(),
         );
     }
+    match python::install(root) {
+        Ok(tools) => {
+            part("Python package", || tools.run(root, &[]))?;
+            skipped.extend(python::missing_product_text());
+        }
+        Err(error) => skipped.push(format!("Python package: {error:#}")),
+    }
     if std::env::var_os("TEST_DATABASE_URL").is_none() {
         skipped.push(
             "the store suite on PostgreSQL: TEST_DATABASE_URL is not set (SQLite was tested)"
@@ -110,6 +115,11 @@ pub(crate) fn run(root: &Path, all: bool, test_arguments: &[String]) -> anyhow::
     }
     eprintln!("all checks passed in {} s", started.elapsed().as_secs());
     Ok(())
+}
+
+/// Builds the three binaries and this one.
+pub(crate) fn build_binaries(root: &Path) -> anyhow::Result<()> {
+    cargo(root, &["build", "--workspace", "--bins", "--quiet"], &[])
 }
 
 /// Rebuilds the contract artifacts, or compares a rebuild with them.

@@ -1,9 +1,10 @@
-//! Developer commands: `cargo xtask test`, `tidy`, `contracts`, `gas`, `parity`.
+//! Developer commands: `cargo xtask test`, `tidy`, `contracts`, `gas`, `parity`, `python`.
 
 mod check;
 mod clients;
 mod openai_clients;
 mod parity;
+mod python;
 mod tidy;
 
 use std::path::{Path, PathBuf};
@@ -45,6 +46,12 @@ enum Command {
     },
     /// Measure what each contract call costs and write the table of docs/compatibility.md.
     Gas,
+    /// Build the Python wheel, install it into an environment below `target`, and run its tests.
+    Python {
+        /// Pass the rest to pytest, for example a test name with -k.
+        #[arg(last = true)]
+        test_arguments: Vec<String>,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -65,6 +72,10 @@ fn main() -> anyhow::Result<()> {
             }
         }
         Command::Gas => check::gas(&root),
+        Command::Python { test_arguments } => {
+            check::build_binaries(&root)?;
+            python::install(&root)?.run(&root, &test_arguments)
+        }
     }
 }
 

@@ -52,6 +52,8 @@ const EDGES: &[(&str, &[&str])] = &[
         "devnet",
         &["provider", "sdk", "chain", "devchain", "storage"],
     ),
+    // The network is an optional edge for shared builds; nothing of it is linked.
+    ("python", &["sdk", "devnet"]),
 ];
 
 /// Crates that the command line must not link, directly or through others.

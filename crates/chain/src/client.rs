@@ -166,6 +166,24 @@ impl ChainClient {
         }
     }
 
+    /// The same client and wallet with other gas prices (see [`ClientOptions`]).
+    #[must_use]
+    pub fn with_gas_prices(&self, gas_price: Option<u128>, max_gas_price: Option<u128>) -> Self {
+        let options = ClientOptions {
+            gas_price,
+            max_gas_price,
+            ..self.options
+        };
+        Self {
+            sender: self
+                .sender
+                .as_ref()
+                .map(|sender| Arc::new(sender.with_options(options))),
+            options,
+            ..self.clone()
+        }
+    }
+
     /// Address of the wallet, if there is one.
     #[must_use]
     pub fn wallet_address(&self) -> Option<Address> {

@@ -182,7 +182,7 @@ pub(crate) struct Sender {
     chain_id: u64,
     signer: PrivateKeySigner,
     options: ClientOptions,
-    nonces: Mutex<Nonces>,
+    nonces: Arc<Mutex<Nonces>>,
 }
 
 /// Nonces of this process that the endpoint may not know of yet.
@@ -237,7 +237,18 @@ impl Sender {
             chain_id,
             signer,
             options,
-            nonces: Mutex::new(Nonces::default()),
+            nonces: Arc::default(),
+        }
+    }
+
+    /// The same account with other limits; both count nonces together.
+    pub(crate) fn with_options(&self, options: ClientOptions) -> Self {
+        Self {
+            rpc: Arc::clone(&self.rpc),
+            chain_id: self.chain_id,
+            signer: self.signer.clone(),
+            options,
+            nonces: Arc::clone(&self.nonces),
         }
     }
 

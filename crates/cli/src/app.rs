@@ -61,7 +61,7 @@ impl App {
     pub(crate) async fn network(&self) -> Outcome<NetworkSettings> {
         let base = match (&self.global.network, self.profile.network()?) {
             (Some(name), Some(saved)) if saved.name == *name => saved,
-            (Some(name), _) => NetworkSettings::by_name(name)?,
+            (Some(name), _) => NetworkSettings::find(name)?,
             (None, Some(saved)) => saved,
             (None, None) => match &self.global.rpc {
                 Some(url) => NetworkSettings::detect(url).await?,

@@ -121,12 +121,12 @@ pub struct BrokerOptions {
 }
 
 impl BrokerOptions {
-    /// Options for a known network, read-only.
+    /// Options for a known network, read-only. `devnet` is the one that runs ([`NetworkSettings::find`]).
     ///
     /// # Errors
     /// [`Error::Argument`] for an unknown name.
     pub fn network(name: &str) -> Result<Self> {
-        Ok(Self::custom(NetworkSettings::by_name(name)?))
+        Ok(Self::custom(NetworkSettings::find(name)?))
     }
 
     /// Options for any network, read-only.
@@ -174,7 +174,7 @@ pub(crate) struct Context {
     pub(crate) wallet: Option<SecretKey>,
     pub(crate) options: BrokerOptions,
     pub(crate) http: ProviderClient,
-    pub(crate) sessions: SessionCache,
+    pub(crate) sessions: Arc<SessionCache>,
 }
 
 impl Context {
@@ -264,15 +264,19 @@ impl Broker {
                 wallet.signing_key().clone(),
             ));
         }
-        let context = Arc::new(Context {
+        Ok(Self::new(Context {
             chain,
             wallet: options.wallet.clone(),
             http: ProviderClient::new(),
-            sessions: SessionCache::default(),
+            sessions: Arc::default(),
             options,
-        });
+        }))
+    }
+
+    fn new(context: Context) -> Self {
+        let context = Arc::new(context);
         let ledger = Ledger::new(Arc::clone(&context));
-        Ok(Self {
+        Self {
             fine_tuning: FineTuning::new(Arc::clone(&context), ledger.clone()),
             inference: Inference::new(
                 Arc::clone(&context),
@@ -281,6 +285,23 @@ impl Broker {
             ),
             ledger,
             context,
+        }
+    }
+
+    /// The same broker with other gas prices in neuron; none = what the chain suggests, without an upper bound.
+    #[must_use]
+    pub fn with_gas_prices(&self, gas_price: Option<u128>, max_gas_price: Option<u128>) -> Self {
+        let context = &self.context;
+        Self::new(Context {
+            chain: context.chain.with_gas_prices(gas_price, max_gas_price),
+            wallet: context.wallet.clone(),
+            http: context.http.clone(),
+            sessions: Arc::clone(&context.sessions),
+            options: BrokerOptions {
+                gas_price,
+                max_gas_price,
+                ..context.options.clone()
+            },
         })
     }
 

@@ -38,6 +38,27 @@ pub enum Category {
     Disk,
 }
 
+impl Category {
+    /// One word in lower case, for programs.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::General => "general",
+            Self::Usage => "usage",
+            Self::Authentication => "authentication",
+            Self::Funds => "funds",
+            Self::Validation => "validation",
+            Self::Provider => "provider",
+            Self::Chain => "chain",
+            Self::Verification => "verification",
+            Self::Timeout => "timeout",
+            Self::Interrupted => "interrupted",
+            Self::Storage => "storage",
+            Self::Disk => "disk",
+        }
+    }
+}
+
 /// Which of the two service contracts something is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]

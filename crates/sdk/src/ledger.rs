@@ -52,6 +52,20 @@ impl Ledger {
         Ok(self.context.chain.ledger().deposit_fund(amount).await?)
     }
 
+    /// Puts `amount` neuron into the ledger of another wallet, creating that ledger if there is none.
+    ///
+    /// # Errors
+    /// As [`Ledger::add_ledger`].
+    pub async fn deposit_fund_for(&self, recipient: Address, amount: U256) -> Result<Receipt> {
+        self.context.wallet()?;
+        Ok(self
+            .context
+            .chain
+            .ledger()
+            .deposit_fund_for(recipient, amount)
+            .await?)
+    }
+
     /// Moves `amount` neuron into the sub-account with `provider`, creating it if needed; the first transfer has a
     /// minimum, and any transfer acknowledges the provider's signer.
     ///

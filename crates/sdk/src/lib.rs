@@ -3,33 +3,58 @@
 //! Methods, arguments and defaults follow the published Python interface in the same words (`docs/api.md`). Everything
 //! is async; long operations report [`Progress`] to a closure. Amounts are in neuron (1 0G = 10^18 neuron).
 //!
-//! ```no_run
-//! use zerog_sdk::{Broker, BrokerOptions, CreateTask, DownloadMethod, ServiceKind, amount::parse_0g};
+//! ```
+//! use std::path::Path;
+//! use zerog_sdk::{Broker, BrokerOptions, ServiceKind, amount::parse_0g};
 //!
-//! # async fn walk(provider: zerog_sdk::Address) -> Result<(), Box<dyn std::error::Error>> {
-//! let key = std::fs::read_to_string("wallet.key")?.parse()?;
-//! let broker = Broker::connect(BrokerOptions::network("devnet")?.with_wallet(key)).await?;
-//! broker.ledger.deposit_fund(parse_0g("3")?).await?;
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let devnet = zerog_devnet::Devnet::start(Default::default()).await?;
+//! # let (network, key) = (devnet.network(), devnet.key(3));
+//! // `BrokerOptions::network("devnet")?` finds a running `0g-compute-devnet up`; this one is in the same process.
+//! let broker = Broker::connect(BrokerOptions::custom(network).with_wallet(key)).await?;
+//! let provider = broker.fine_tuning.list_service(false).await?[0].provider;
+//!
+//! broker.ledger.deposit_fund(parse_0g("5")?).await?;
 //! broker.ledger.transfer_fund(provider, ServiceKind::FineTuning, parse_0g("1")?).await?;
-//! let uploaded = broker.fine_tuning.upload_dataset_to_tee(provider, "data.jsonl".as_ref(), &Default::default()).await?;
-//! let task = broker
-//!     .fine_tuning
-//!     .create_task(&CreateTask {
-//!         provider,
-//!         model: "Qwen2.5-0.5B-Instruct".into(),
-//!         dataset_hash: uploaded.dataset_hash,
-//!         training_params: "{\"num_train_epochs\": 3}".into(),
-//!         queue: false,
-//!         max_fee: None,
-//!     })
-//!     .await?;
-//! broker.fine_tuning.wait_for_delivery(provider, task, &Default::default(), |progress| println!("{progress:?}")).await?;
-//! broker.fine_tuning.acknowledge_model(provider, task, "adapter.enc".as_ref(), DownloadMethod::Auto, |_| ()).await?;
+//!
+//! # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/datasets");
+//! # let folder = Path::new(folder);
+//! let dataset = folder.join("willow-farm.instruction.jsonl");
+//! let params = r#"{"num_train_epochs": 3}"#;
+//! let quote = broker.fine_tuning.quote_fee(provider, "Qwen2.5-0.5B-Instruct", &dataset, params).await?;
+//! assert_eq!(quote.billed_tokens, 3 * quote.calculation.tokens);
+//!
+//! let uploaded = broker.fine_tuning.upload_dataset_to_tee(provider, &dataset, &Default::default()).await?;
+//! assert!(uploaded.sealed, "only the enclave can read it");
+//! # devnet.shutdown().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Then [`FineTuning::create_task`], [`FineTuning::wait_for_delivery`], [`FineTuning::acknowledge_model`] and
+//! [`inference::lora::Lora::deploy_adapter`]. Real programs are in `examples/`, and tests run them: `whole_walk` does
+//! everything, `compare_providers` ranks offers by price and queue, `resume` survives being killed at any time, and
+//! `chat_stream` prints an answer while it is made.
+//!
+//! Every call fails with [`Error`], which has a stable code, a category, and a message with the remedy:
+//!
+//! ```
+//! # use zerog_sdk::{Broker, BrokerOptions, Category};
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let devnet = zerog_devnet::Devnet::start(Default::default()).await?;
+//! # let broker = Broker::connect(BrokerOptions::custom(devnet.network()).with_wallet(devnet.key(4))).await?;
+//! let error = broker.ledger.get_ledger().await.unwrap_err();
+//! assert_eq!((error.code(), error.category()), ("ledger_missing", Category::Funds));
+//! assert!(error.to_string().contains("add-account"));
+//! # devnet.shutdown().await;
 //! # Ok(())
 //! # }
 //! ```
 
 pub mod broker;
+pub mod devnet;
 pub mod error;
 pub mod fine_tuning;
 pub mod funds;
@@ -52,7 +77,6 @@ pub use fine_tuning::deliverable::{AcknowledgedModel, DownloadMethod};
 pub use fine_tuning::quote::{FeeQuote, TokenCalculation};
 pub use fine_tuning::services::ListedModel;
 pub use fine_tuning::task::{CreateTask, WaitOptions};
-pub use funds::FundPlan;
 pub use inference::Inference;
 pub use inference::lora::{ChatAnswer, DeployOptions, Lora};
 pub use inference::session::{ApiKey, Funding, RequestHeaders, ServiceMetadata};

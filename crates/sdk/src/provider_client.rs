@@ -169,6 +169,31 @@ impl ProviderClient {
         body: &[u8],
         timeout: Duration,
     ) -> Result<Answer> {
+        let response = self
+            .post_response(operation, url, authorization, body, timeout)
+            .await?;
+        read_answer(operation, url, response).await
+    }
+
+    /// POST of a chat request; the answer may take minutes and is not read yet.
+    pub(crate) async fn post_chat(
+        &self,
+        url: &str,
+        authorization: &str,
+        body: &[u8],
+    ) -> Result<Response> {
+        self.post_response("chat", url, Some(authorization), body, CHAT_TIMEOUT)
+            .await
+    }
+
+    async fn post_response(
+        &self,
+        operation: &'static str,
+        url: &str,
+        authorization: Option<&str>,
+        body: &[u8],
+        timeout: Duration,
+    ) -> Result<Response> {
         let mut attempt = 1;
         loop {
             let sent = self
@@ -182,7 +207,6 @@ impl ProviderClient {
                 )
                 .await;
             match sent {
-                Ok(response) => return read_body(operation, url, response, MAX_JSON_BYTES).await,
                 Err(
                     error @ Error::ProviderRefused {
                         status: 429 | 503,
@@ -193,20 +217,9 @@ impl ProviderClient {
                     tokio::time::sleep(pause_for(&error, FIRST_PAUSE)).await;
                     attempt += 1;
                 }
-                Err(error) => return Err(error),
+                other => return other,
             }
         }
-    }
-
-    /// POST of a chat request; may take minutes.
-    pub(crate) async fn post_chat(
-        &self,
-        url: &str,
-        authorization: &str,
-        body: &[u8],
-    ) -> Result<Answer> {
-        self.post_bytes("chat", url, Some(authorization), body, CHAT_TIMEOUT)
-            .await
     }
 
     /// POST of a multipart form, once.
@@ -425,6 +438,15 @@ fn shortened(text: &str) -> String {
         .map(|c| if c.is_control() { ' ' } else { c })
         .take(MAX_ERROR_CHARS)
         .collect()
+}
+
+/// Reads a JSON answer, of bounded size.
+pub(crate) async fn read_answer(
+    operation: &'static str,
+    url: &str,
+    response: Response,
+) -> Result<Answer> {
+    read_body(operation, url, response, MAX_JSON_BYTES).await
 }
 
 async fn read_body(

@@ -9,7 +9,7 @@ use crate::output::Table;
 
 pub(super) async fn setup(app: &App, arguments: &SetupNetwork) -> Outcome {
     let base = match (&app.global.network, &app.global.rpc) {
-        (Some(name), _) => NetworkSettings::by_name(name)?,
+        (Some(name), _) => NetworkSettings::find(name)?,
         (None, Some(url)) => NetworkSettings::detect(url).await?,
         (None, None) if is_interactive() => choose()?,
         (None, None) => {
@@ -50,7 +50,7 @@ fn choose() -> Outcome<NetworkSettings> {
         .and_then(|number| networks::ALL.get(number.wrapping_sub(1)));
     match by_number {
         Some(network) => Ok((*network).into()),
-        None => Ok(NetworkSettings::by_name(answer)?),
+        None => Ok(NetworkSettings::find(answer)?),
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod cli_walk;
 mod demo;
+mod examples;
 mod kill;
 mod ports;
 mod support;

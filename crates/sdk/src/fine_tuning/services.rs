@@ -40,6 +40,22 @@ pub(crate) struct ModelFacts {
 impl FineTuning {
     /// Every fine-tuning service; those whose signer the network's owner has not acknowledged only on demand.
     ///
+    /// ```
+    /// # use zerog_sdk::{Broker, BrokerOptions};
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let devnet = zerog_devnet::Devnet::start(Default::default()).await?;
+    /// // Without a wallet one can look.
+    /// let broker = Broker::connect(BrokerOptions::custom(devnet.network())).await?;
+    /// for service in broker.fine_tuning.list_service(false).await? {
+    ///     println!("{} {} wei per token, {} GPUs", service.url, service.price_per_token, service.quota.gpu_count);
+    /// }
+    /// # assert_eq!(broker.fine_tuning.list_service(false).await?.len(), 1);
+    /// # devnet.shutdown().await;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// A failed read.
     pub async fn list_service(&self, include_unacknowledged: bool) -> Result<Vec<Service>> {

@@ -23,7 +23,7 @@ use crate::fine_tuning::FineTuning;
 use crate::fine_tuning::services::path_segment;
 use crate::ledger::Ledger;
 use crate::progress::Progress;
-use crate::provider_client::{Answer, join, parse_json};
+use crate::provider_client::{Answer, join, parse_json, read_answer};
 
 /// Default of the published clients.
 pub const DEFAULT_DEPLOY_TIMEOUT: Duration = Duration::from_secs(120);
@@ -483,7 +483,7 @@ impl Lora {
         .await
     }
 
-    /// Sends any chat-completion body (without `stream`).
+    /// Sends any chat-completion body (without `stream`; see [`Lora::chat_stream`]).
     ///
     /// # Errors
     /// As [`Lora::chat`].
@@ -493,29 +493,11 @@ impl Lora {
         body: Value,
         mut on_progress: impl FnMut(Progress) + Send,
     ) -> Result<ChatAnswer> {
-        self.prepare(provider, &mut on_progress).await?;
-        let url = join(
-            &self.base_url(provider).await?,
-            "/v1/proxy/chat/completions",
-        );
         let request_body = serde_json::to_vec(&body).expect("a JSON value is always writable");
-        let mut renewed = false;
-        let answer = loop {
-            let authorization = self.context.authorization(provider).await?;
-            match self
-                .context
-                .http
-                .post_chat(&url, &authorization, &request_body)
-                .await
-            {
-                // Revoked in the meantime: one fresh token.
-                Err(Error::ProviderRefused { status: 401, .. }) if !renewed => {
-                    renewed = true;
-                    self.context.sessions.forget(provider);
-                }
-                other => break other?,
-            }
-        };
+        let (url, response) = self
+            .post_chat(provider, &request_body, &mut on_progress)
+            .await?;
+        let answer = read_answer("chat", &url, response).await?;
         let response: Value = parse_json("chat", &answer.body)?;
         if response.pointer("/choices/0").is_none() {
             return Err(Error::ProviderAnswer {
@@ -540,6 +522,37 @@ impl Lora {
             request_body,
             response_body: answer.body,
         })
+    }
+
+    /// Sends a chat request with the exact bytes of its body, and returns the URL and the answer, which is not read yet.
+    pub(super) async fn post_chat(
+        &self,
+        provider: Address,
+        request_body: &[u8],
+        on_progress: &mut (dyn FnMut(Progress) + Send),
+    ) -> Result<(String, reqwest::Response)> {
+        self.prepare(provider, on_progress).await?;
+        let url = join(
+            &self.base_url(provider).await?,
+            "/v1/proxy/chat/completions",
+        );
+        let mut renewed = false;
+        loop {
+            let authorization = self.context.authorization(provider).await?;
+            match self
+                .context
+                .http
+                .post_chat(&url, &authorization, request_body)
+                .await
+            {
+                // Revoked in the meantime: one fresh token.
+                Err(Error::ProviderRefused { status: 401, .. }) if !renewed => {
+                    renewed = true;
+                    self.context.sessions.forget(provider);
+                }
+                other => return Ok((url, other?)),
+            }
+        }
     }
 
     /// Checks that the enclave signed this answer.

@@ -3,6 +3,7 @@
 pub mod lora;
 pub mod services;
 pub mod session;
+pub mod stream;
 pub mod verify;
 
 use std::path::Path;

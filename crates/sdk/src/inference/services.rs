@@ -99,7 +99,7 @@ impl Inference {
         provider: Address,
     ) -> Result<AccountDetail<Account>> {
         let account = self.get_account(provider).await?;
-        let lock_time_s = self.context.chain.inference().lock_time_s().await?;
+        let lock_time_s = self.get_locked_time().await?;
         let now_s = self.context.chain.latest_block().await?.timestamp;
         let refunds = account
             .refunds
@@ -107,6 +107,14 @@ impl Inference {
             .map(|refund| pending_refund(refund.amount, refund.created_at, lock_time_s, now_s))
             .collect();
         Ok(AccountDetail { account, refunds })
+    }
+
+    /// Seconds between asking for a refund and collecting it.
+    ///
+    /// # Errors
+    /// A failed read.
+    pub async fn get_locked_time(&self) -> Result<u64> {
+        Ok(self.context.chain.inference().lock_time_s().await?)
     }
 
     /// Verifies the provider's enclave and acknowledges its signer; creates the sub-account with the contract's minimum

@@ -330,6 +330,20 @@ impl Inference {
             .await?)
     }
 
+    /// Revokes several API keys on chain, in one transaction.
+    ///
+    /// # Errors
+    /// The chain.
+    pub async fn revoke_tokens(&self, provider: Address, token_ids: &[u8]) -> Result<Receipt> {
+        self.context.wallet()?;
+        Ok(self
+            .context
+            .chain
+            .inference()
+            .revoke_tokens(provider, token_ids)
+            .await?)
+    }
+
     /// Revokes every key and session on chain.
     ///
     /// # Errors

@@ -1,0 +1,2 @@
+# Made from _async by make_sync.py; change the original.
+"""The interface that blocks."""
