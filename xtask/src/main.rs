@@ -1,7 +1,8 @@
-//! Developer commands: `cargo xtask test`, `tidy`, `contracts`, `gas`, `parity`.
+//! Developer commands: `cargo xtask test`, `tidy`, `contracts`, `gas`, `interop`, `parity`.
 
 mod check;
 mod clients;
+mod interop;
 mod openai_clients;
 mod parity;
 mod tidy;
@@ -45,6 +46,21 @@ enum Command {
     },
     /// Measure what each contract call costs and write the table of docs/compatibility.md.
     Gas,
+    /// Run the published clients against a network of this build (needs Node, Python and network namespaces).
+    Interop {
+        /// Write the table into docs/compatibility.md instead of comparing it.
+        #[arg(long)]
+        write: bool,
+        /// Run only these lanes, and leave the document alone.
+        #[arg(long)]
+        only: Vec<String>,
+    },
+    /// The part of `interop` that runs where only loopback exists.
+    #[command(hide = true)]
+    InteropLane {
+        /// The lane's name.
+        name: String,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -65,6 +81,15 @@ fn main() -> anyhow::Result<()> {
             }
         }
         Command::Gas => check::gas(&root),
+        Command::Interop { write, only } => {
+            let document = if write {
+                interop::Document::Write
+            } else {
+                interop::Document::Check
+            };
+            interop::run(&root, &interop::Clients::install(&root)?, &only, document)
+        }
+        Command::InteropLane { name } => interop::run_lane(&root, &name),
     }
 }
 
