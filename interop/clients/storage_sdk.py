@@ -29,6 +29,18 @@ def upload(path):
     return result["rootHash"]
 
 
+def upload_fragments():
+    uploader, error = INDEXER.new_uploader_from_indexer_nodes(NETWORK["rpc_url"], ACCOUNT, 1)
+    if error is not None:
+        raise error
+    options = {"tags": b"\x00", "finalityRequired": True, "expectedReplica": 1, "taskSize": 10, "account": ACCOUNT}
+    options["fragmentSize"] = VECTORS["fragments"]["fragment_size"]
+    result, error = uploader.splitable_upload(ZgFile.from_file_path("fragments"), options, NO_PAUSE)
+    if error is not None:
+        raise error
+    return result
+
+
 def download(root, path, proof):
     Path(path).unlink(missing_ok=True)
     error = INDEXER.download(root, path, proof)
@@ -51,6 +63,14 @@ def walk():
         size, root = vector["size"], vector["root"]
         CELLS.passes(f"{size} bytes", lambda size=size, root=root: round_trip(size, root), lambda again, size=size: again == content(size))
     CELLS.passes("the same file again", lambda: upload("up-262145"))
+    Path("fragments").write_bytes(content(VECTORS["fragments"]["size"]))
+    CELLS.client_bug(
+        "fragments",
+        "attempted relative import|No module named|ImportError",
+        "stops with an import error before anything is sent",
+        "files below the fragment size (4 GiB), or the npm SDK",
+        upload_fragments,
+    )
     Path("empty").write_bytes(b"")
     CELLS.passes("an empty file is refused", lambda: refusal("empty"), lambda text: text is not None)
 

@@ -18,7 +18,8 @@ pub(crate) struct Clients {
 /// As root, and as anybody else where the kernel lets users make namespaces.
 const UNSHARE_FLAGS: [&[&str]; 2] = [&["--net"], &["--net", "--user", "--map-root-user"]];
 /// The helper executable inside the npm package, which the package looks for by this path.
-const BUNDLED_HELPER: &str = "node_modules/@0gfoundation/0g-compute-ts-sdk/binary/0g-storage-client";
+const BUNDLED_HELPER: &str =
+    "node_modules/@0gfoundation/0g-compute-ts-sdk/binary/0g-storage-client";
 
 impl Clients {
     /// Installs what is not there yet.
@@ -111,7 +112,13 @@ impl Clients {
             command(
                 &folder,
                 "npm",
-                &["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"],
+                &[
+                    "ci",
+                    "--ignore-scripts",
+                    "--no-audit",
+                    "--no-fund",
+                    "--silent",
+                ],
                 &[],
             )?;
             fs::copy(folder.join(BUNDLED_HELPER), self.go_helper())?;

@@ -102,7 +102,15 @@ impl Network {
         let ready_file = folder.folder.join("network.json");
         let log = fs::File::create(folder.folder.join("network.log"))?;
         let mut process = Command::new(root.join("target/debug/0g-compute-devnet"))
-            .args(["up", "--rpc-port", "0", "--storage-port", "0", "--provider-port", "0"])
+            .args([
+                "up",
+                "--rpc-port",
+                "0",
+                "--storage-port",
+                "0",
+                "--provider-port",
+                "0",
+            ])
             .arg("--data-dir")
             .arg(folder.folder.join("network"))
             .arg("--ready-file")

@@ -69,7 +69,10 @@ pub(crate) fn run(
     document: Document,
 ) -> anyhow::Result<()> {
     if let Some(unknown) = only.iter().find(|name| !LANES.contains(&name.as_str())) {
-        bail!("there is no lane {unknown}; the lanes are {}", LANES.join(", "));
+        bail!(
+            "there is no lane {unknown}; the lanes are {}",
+            LANES.join(", ")
+        );
     }
     let work = root.join("target/interop");
     fs::create_dir_all(&work)?;
@@ -93,8 +96,14 @@ pub(crate) fn run(
                     loop {
                         let next = open.lock().map_or(None, |mut open| open.pop_front());
                         let Some(name) = next else { return Ok(()) };
-                        start_lane(root, clients, &lane_program, name, &lane_folder(&work, name))
-                            .with_context(|| format!("lane {name}"))?;
+                        start_lane(
+                            root,
+                            clients,
+                            &lane_program,
+                            name,
+                            &lane_folder(&work, name),
+                        )
+                        .with_context(|| format!("lane {name}"))?;
                     }
                 })
             })
@@ -179,7 +188,11 @@ fn start_lane(
         .stderr(log)
         .status()
         .context("cannot start unshare")?;
-    let note = if status.success() { "" } else { ", not to its end" };
+    let note = if status.success() {
+        ""
+    } else {
+        ", not to its end"
+    };
     eprintln!("    {name}: {} s{note}", started.elapsed().as_secs());
     Ok(())
 }

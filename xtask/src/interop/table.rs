@@ -95,7 +95,8 @@ impl Table {
             .flatten()
             .map(|(lane, hosts)| {
                 let hosts = hosts.as_object().into_iter().flatten();
-                let hosts = hosts.map(|(host, why)| (host.clone(), why.as_str().unwrap_or_default().to_owned()));
+                let hosts = hosts
+                    .map(|(host, why)| (host.clone(), why.as_str().unwrap_or_default().to_owned()));
                 (lane.clone(), hosts.collect())
             })
             .collect();
@@ -122,10 +123,9 @@ impl Table {
                     let was_run = lanes.contains(&client.as_str())
                         && (method.name != SHARED_METHOD || lanes.contains(&SHARED_LANE));
                     match found.as_slice() {
-                        [] if was_run => problems.push(format!(
-                            "{client}: `{}` was not reached",
-                            method.name
-                        )),
+                        [] if was_run => {
+                            problems.push(format!("{client}: `{}` was not reached", method.name))
+                        }
                         [] => {}
                         [cell] if cell.result == "fail" => {
                             problems.push(format!("{client}: `{}`: {}", method.name, cell.reason));
@@ -194,7 +194,11 @@ impl Table {
         let mut notes: Vec<(&str, &str, &str)> = Vec::new();
         for part in &self.parts {
             let names: Vec<_> = part.clients.iter().map(|(_, name)| name.as_str()).collect();
-            text.push_str(&format!("\n### {}\n\n| method | {} |\n|---|", part.title, names.join(" | ")));
+            text.push_str(&format!(
+                "\n### {}\n\n| method | {} |\n|---|",
+                part.title,
+                names.join(" | ")
+            ));
             text.push_str(&":-:|".repeat(names.len()));
             text.push('\n');
             for (group, methods) in &part.groups {
@@ -206,11 +210,18 @@ impl Table {
                         if let Some(cell) = find(cells, client, &method.name).next()
                             && !cell.reason.is_empty()
                         {
-                            let note = (cell.result.as_str(), cell.reason.as_str(), cell.instead.as_str());
-                            let number = notes.iter().position(|known| *known == note).unwrap_or_else(|| {
-                                notes.push(note);
-                                notes.len() - 1
-                            });
+                            let note = (
+                                cell.result.as_str(),
+                                cell.reason.as_str(),
+                                cell.instead.as_str(),
+                            );
+                            let number = notes
+                                .iter()
+                                .position(|known| *known == note)
+                                .unwrap_or_else(|| {
+                                    notes.push(note);
+                                    notes.len() - 1
+                                });
                             entry.push_str(&format!(" {}", number + 1));
                         }
                         text.push_str(&format!(" {entry} |"));
@@ -227,7 +238,9 @@ impl Table {
                 capitalized(result)
             ));
         }
-        text.push_str("\nHosts that clients ask for on their own, without a chance to reach them here:\n\n");
+        text.push_str(
+            "\nHosts that clients ask for on their own, without a chance to reach them here:\n\n",
+        );
         for (lane, hosts) in &self.expected_hosts {
             for (host, why) in hosts {
                 text.push_str(&format!("- {lane}: `{host}`, {why}\n"));
@@ -289,7 +302,10 @@ fn mark(method: &Method, client: &str, cells: &[Cell]) -> &'static str {
     if !method.clients.iter().any(|offered| offered == client) {
         return "–";
     }
-    match find(cells, client, &method.name).next().map(|cell| cell.result.as_str()) {
+    match find(cells, client, &method.name)
+        .next()
+        .map(|cell| cell.result.as_str())
+    {
         Some("pass") => "yes",
         Some("client bug") => "bug",
         Some("needs a public network") => "net",
