@@ -317,7 +317,7 @@ def inference(broker):
         "inference.get_request_headers after revoke_all_tokens",
         "AssertionError: 401",
         "reads the account's generation from the field behind it, so every later token carries the wrong one and is refused",
-        "our Python or Rust client, or the npm client, with the same wallet",
+        "our client or the npm client, with the same wallet",
         lambda: chat_after_revocation(broker),
     )
 

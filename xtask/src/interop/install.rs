@@ -30,6 +30,9 @@ impl Clients {
         if !has("node") || !has("npm") {
             bail!("Node and npm were not found");
         }
+        if node_version() < Some(20) {
+            bail!("the npm packages need Node 20 or newer");
+        }
         if !has("python3") {
             bail!("python3 was not found");
         }
@@ -169,6 +172,13 @@ impl Clients {
 
 fn is_current(marker: &Path, pins: &[u8]) -> bool {
     fs::read_to_string(marker).is_ok_and(|found| found == hex::encode(Sha256::digest(pins)))
+}
+
+/// The first number of `v20.1.0`.
+fn node_version() -> Option<u32> {
+    let output = Command::new("node").arg("--version").output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    text.trim_start_matches('v').split('.').next()?.parse().ok()
 }
 
 fn can_unshare(flags: &[&str]) -> bool {
