@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 
-use crate::{clients, openai_clients, parity, python, tidy};
+use crate::{clients, interop, openai_clients, parity, python, tidy};
 
 /// Runs all checks. With `all`, a part that cannot run is a failure.
 pub(crate) fn run(root: &Path, all: bool, test_arguments: &[String]) -> anyhow::Result<()> {
@@ -100,6 +100,16 @@ pub(crate) fn run(root: &Path, all: bool, test_arguments: &[String]) -> anyhow::
         }
         Err(error) => skipped.push(format!("Python package: {error:#}")),
     }
+    if all {
+        match interop::Clients::install(root) {
+            Ok(clients) => part("published clients", || {
+                interop::run(root, &clients, &[], interop::Document::Check)
+            })?,
+            Err(error) => skipped.push(format!("published clients: {error:#}")),
+        }
+    } else {
+        skipped.push("published clients: run with --all, or `cargo xtask interop`".to_owned());
+    }
     if std::env::var_os("TEST_DATABASE_URL").is_none() {
         skipped.push(
             "the store suite on PostgreSQL: TEST_DATABASE_URL is not set (SQLite was tested)"
@@ -165,7 +175,11 @@ fn part(name: &str, work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result
     Ok(())
 }
 
-fn cargo(root: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> anyhow::Result<()> {
+pub(crate) fn cargo(
+    root: &Path,
+    arguments: &[&str],
+    environment: &[(&str, &str)],
+) -> anyhow::Result<()> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
     command(root, &cargo, arguments, environment)
 }

@@ -1,7 +1,8 @@
-//! Developer commands: `cargo xtask test`, `tidy`, `contracts`, `gas`, `parity`, `python`.
+//! Developer commands: `cargo xtask test`, `tidy`, `contracts`, `gas`, `interop`, `parity`, `python`.
 
 mod check;
 mod clients;
+mod interop;
 mod openai_clients;
 mod parity;
 mod python;
@@ -52,6 +53,21 @@ enum Command {
         #[arg(last = true)]
         test_arguments: Vec<String>,
     },
+    /// Run the published clients against a network of this build (needs Node, Python and network namespaces).
+    Interop {
+        /// Write the table into docs/compatibility.md instead of comparing it.
+        #[arg(long)]
+        write: bool,
+        /// Run only these lanes, and leave the document alone.
+        #[arg(long)]
+        only: Vec<String>,
+    },
+    /// The part of `interop` that runs where only loopback exists.
+    #[command(hide = true)]
+    InteropLane {
+        /// The lane's name.
+        name: String,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -76,6 +92,15 @@ fn main() -> anyhow::Result<()> {
             check::build_binaries(&root)?;
             python::install(&root)?.run(&root, &test_arguments)
         }
+        Command::Interop { write, only } => {
+            let document = if write {
+                interop::Document::Write
+            } else {
+                interop::Document::Check
+            };
+            interop::run(&root, &interop::Clients::install(&root)?, &only, document)
+        }
+        Command::InteropLane { name } => interop::run_lane(&root, &name),
     }
 }
 

@@ -333,8 +333,9 @@ async fn an_estimate_is_enough_and_one_gas_less_than_used_is_not() {
     let receipt = node.receipt(&hash).await;
     assert_eq!(receipt["status"], "0x1");
     let used = u64::from_str_radix(&receipt["gasUsed"].as_str().unwrap()[2..], 16).unwrap();
+    // Room for what other transactions change before the block, and no more of it than other nodes leave.
     assert!(
-        gas_limit >= used && gas_limit < used + used / 20,
+        gas_limit > used && gas_limit <= used + used / 66,
         "{gas_limit} for {used}"
     );
     let error = node
