@@ -3,8 +3,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod events;
 mod http;
 mod recovery;
+mod settlement;
 mod store;
 mod walk;
 mod world;
