@@ -5,6 +5,9 @@
 
 mod cli_walk;
 mod demo;
+mod handover;
+mod json_output;
 mod kill;
 mod ports;
+mod provider_process;
 mod support;
