@@ -242,6 +242,14 @@ pub(crate) enum FineTuning {
         #[arg(long, requires = "provider")]
         plain: bool,
     },
+    /// Remove an uploaded dataset from a provider.
+    DeleteDataset {
+        #[arg(long, value_name = "ADDRESS")]
+        provider: Address,
+        /// Hash that the upload printed.
+        #[arg(long, value_name = "HASH")]
+        dataset: B256,
+    },
     /// Fetch a stored file by its root hash.
     Download {
         #[arg(long, value_name = "FILE")]

@@ -72,12 +72,12 @@ impl Failure {
     }
 
     /// A local file failed.
-    pub(crate) fn file(action: &str, path: &std::path::Path, error: &std::io::Error) -> Self {
-        Self::new(
-            DISK,
-            "file",
-            format!("cannot {action} {}: {error}", path.display()),
-        )
+    pub(crate) fn file(
+        action: &'static str,
+        path: &std::path::Path,
+        error: std::io::Error,
+    ) -> Self {
+        Error::file(action, path, error).into()
     }
 }
 

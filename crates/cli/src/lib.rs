@@ -8,6 +8,7 @@ mod exit_code;
 mod output;
 mod profile;
 mod storage_client;
+mod view;
 
 use std::process::ExitCode;
 use std::time::Duration;

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use zerog_sdk::Progress;
+use serde_json::Value;
 use zerog_sdk::amount::format_0g;
+use zerog_sdk::{Address, Progress};
 
 /// How this run talks.
 #[derive(Debug, Clone, Copy)]
@@ -50,8 +51,8 @@ impl Output {
     /// The result as JSON, with `--json`.
     pub(crate) fn json(self, value: &impl Serialize) {
         if self.json {
-            match serde_json::to_string_pretty(value) {
-                Ok(text) => write_stdout(&text),
+            match serde_json::to_value(value).map(with_checksums) {
+                Ok(value) => write_stdout(&format!("{value:#}")),
                 Err(error) => note(&format!("the result cannot be written as JSON: {error}")),
             }
         }
@@ -91,7 +92,7 @@ impl Output {
     pub(crate) fn failure(self, failure: &crate::exit_code::Failure) {
         if self.json {
             let body = serde_json::json!({
-                "error": failure.message, "code": failure.code, "exitCode": failure.exit_code,
+                "error": failure.message, "code": failure.code, "exit_code": failure.exit_code,
             });
             note(&body.to_string());
         } else if failure.exit_code == crate::exit_code::USAGE {
@@ -101,6 +102,22 @@ impl Output {
         } else {
             note(&format!("✗ Operation failed: {failure}"));
         }
+    }
+}
+
+/// Addresses as the tables show them, with their EIP-55 checksum, so that the same address is always the same text.
+fn with_checksums(value: Value) -> Value {
+    match value {
+        Value::String(text) => Value::String(match text.parse::<Address>() {
+            Ok(address) if text.len() == 42 => address.to_string(),
+            _ => text,
+        }),
+        Value::Array(items) => items.into_iter().map(with_checksums).collect(),
+        Value::Object(members) => members
+            .into_iter()
+            .map(|(name, member)| (name, with_checksums(member)))
+            .collect(),
+        other => other,
     }
 }
 
@@ -146,8 +163,8 @@ impl ProgressLine {
     /// Shows one piece of news.
     pub(crate) fn show(&mut self, progress: &Progress) {
         if self.output.json {
-            if let Ok(text) = serde_json::to_string(progress) {
-                note(&text);
+            if let Ok(value) = serde_json::to_value(progress) {
+                note(&with_checksums(value).to_string());
             }
             return;
         }
@@ -418,6 +435,19 @@ pub(crate) fn wrapped(text: &str, width: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_in_json_have_their_checksum() {
+        let value = serde_json::json!({
+            "a": ["0x3c44cdddb6a900fa2b585dd299e03d12fa4293bc", 1, null],
+            "b": {"c": "3c44cdddb6a900fa2b585dd299e03d12fa4293bc", "d": "0x12"},
+        });
+        let expected = serde_json::json!({
+            "a": ["0x3C44CdDdB6a900fa2b585dd299e03d12FA4293BC", 1, null],
+            "b": {"c": "3c44cdddb6a900fa2b585dd299e03d12fa4293bc", "d": "0x12"},
+        });
+        assert_eq!(with_checksums(value), expected);
+    }
 
     /// The published example of the providers' table, character by character.
     #[test]

@@ -135,7 +135,7 @@ impl Profile {
     /// Writes a file of mode 0600 in a folder of mode 0700; it appears whole.
     fn write(&self, name: &str, text: &str) -> Outcome {
         let path = self.folder.join(name);
-        let failed = |error: std::io::Error| Failure::file("write", &path, &error);
+        let failed = |error: std::io::Error| Failure::file("write", &path, error);
         make_private_folder(&self.folder).map_err(failed)?;
         // Temporary files are made with mode 0600.
         let mut temporary = tempfile::NamedTempFile::new_in(&self.folder).map_err(failed)?;
@@ -152,7 +152,7 @@ fn read_optional(path: &Path) -> Outcome<Option<String>> {
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Failure::file("read", path, &error)),
+        Err(error) => Err(Failure::file("read", path, error)),
     }
 }
 
@@ -160,7 +160,7 @@ fn remove(path: &Path) -> Outcome<bool> {
     match std::fs::remove_file(path) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(Failure::file("remove", path, &error)),
+        Err(error) => Err(Failure::file("remove", path, error)),
     }
 }
 
@@ -178,7 +178,7 @@ pub(crate) fn refuse_readable_by_others(path: &Path) -> Outcome {
     {
         use std::os::unix::fs::PermissionsExt;
         let metadata =
-            std::fs::metadata(path).map_err(|error| Failure::file("read", path, &error))?;
+            std::fs::metadata(path).map_err(|error| Failure::file("read", path, error))?;
         if metadata.permissions().mode() & 0o077 != 0 {
             let message = format!(
                 "{} can be read by other users; run `chmod 600 {}`",

@@ -309,7 +309,7 @@ fn failures_have_distinct_exit_codes() {
     let json = home.run(&["ft", "list-providers", "--json"]).is(7);
     let body: serde_json::Value = serde_json::from_str(&json.stderr()).unwrap();
     assert_eq!(
-        (&body["code"], &body["exitCode"]),
+        (&body["code"], &body["exit_code"]),
         (&"chain_unreachable".into(), &7.into())
     );
     assert!(json.stdout().is_empty());

@@ -29,8 +29,8 @@ pub const QUESTIONS: [&str; 3] = ["Who are you?", "When do you open?", "Who owns
 pub struct Report {
     /// The task.
     pub task_id: String,
-    /// Every state with the time it was reached, as objects with `state` and `atMs`.
-    pub states: Value,
+    /// Every state with the time it was reached.
+    pub states: Vec<ReachedState>,
     /// Loss per supervised token of the first step.
     pub loss_first: f64,
     /// Loss per supervised token of the last step.
@@ -57,6 +57,15 @@ pub struct Report {
     pub stand_in: bool,
     /// Wall time of the walk in seconds, without the network's start.
     pub seconds: f64,
+}
+
+/// One state of the task.
+#[derive(Debug, Clone, Serialize)]
+pub struct ReachedState {
+    /// State name on the wire.
+    pub state: String,
+    /// Unix milliseconds when it was reached.
+    pub at_ms: u64,
 }
 
 /// One question with both answers.
@@ -270,7 +279,14 @@ pub async fn run(
 
     Ok(Report {
         task_id: task_id.to_string(),
-        states: serde_json::to_value(&finished.states)?,
+        states: finished
+            .states
+            .iter()
+            .map(|reached| ReachedState {
+                state: reached.state.clone(),
+                at_ms: reached.at_ms,
+            })
+            .collect(),
         loss_first,
         loss_last,
         fee_neuron: fee.to_string(),

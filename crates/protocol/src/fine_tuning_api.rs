@@ -50,7 +50,16 @@ pub struct LoraDownloadRequest {
     pub timestamp: u64,
 }
 
-/// Reply to a dataset upload.
+/// Body of `DELETE …/dataset/{hash}` (ours).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatasetDeleteRequest {
+    /// Wire form of the delete signature.
+    pub signature: String,
+    /// Unix seconds, as signed.
+    pub timestamp: u64,
+}
+
+/// Reply to a dataset upload or deletion.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DatasetUploadResponse {
@@ -187,6 +196,79 @@ pub struct TrainingProgress {
     pub eta_s: Option<f64>,
 }
 
+/// One server-sent event of `GET …/task/{id}/events` (ours). States and log lines are numbered within the task by the
+/// event's `id`, so that `Last-Event-ID` continues without a gap; progress is only ever the newest.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TaskEvent {
+    /// The task reached a state.
+    State(StateTime),
+    /// A line was added to the log.
+    Log(LogLine),
+    /// Something else about the task changed.
+    Progress(TaskProgress),
+}
+
+/// One line of a task's log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LogLine {
+    /// The line without its time.
+    pub text: String,
+    /// Unix milliseconds.
+    pub at_ms: u64,
+}
+
+/// Where a task is, in short: members of [`TaskView`] under the same names.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TaskProgress {
+    /// State name.
+    pub progress: String,
+    /// What is being done right now, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage: Option<String>,
+    /// Tasks ahead of this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue_position: Option<u64>,
+    /// Training progress while the trainer runs and after.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub training: Option<TrainingProgress>,
+}
+
+impl TaskEvent {
+    /// The event's name on the wire.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::State(_) => "state",
+            Self::Log(_) => "log",
+            Self::Progress(_) => "progress",
+        }
+    }
+
+    /// The event's data on the wire: one line of JSON.
+    pub fn data(&self) -> String {
+        let text = match self {
+            Self::State(state) => serde_json::to_string(state),
+            Self::Log(line) => serde_json::to_string(line),
+            Self::Progress(progress) => serde_json::to_string(progress),
+        };
+        text.unwrap_or_default()
+    }
+
+    /// Reads an event; `None` for a name that this version does not know.
+    ///
+    /// # Errors
+    /// Data that does not have the form of its name.
+    pub fn parse(name: &str, data: &str) -> Result<Option<Self>, serde_json::Error> {
+        Ok(Some(match name {
+            "state" => Self::State(serde_json::from_str(data)?),
+            "log" => Self::Log(serde_json::from_str(data)?),
+            "progress" => Self::Progress(serde_json::from_str(data)?),
+            _ => return Ok(None),
+        }))
+    }
+}
+
 /// A model as routes 10 and 11 show it. `hash` and later members of ours are ignored by published clients.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -244,4 +326,43 @@ pub struct ErrorBody {
     /// Queue length, with `queue_not_empty`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pending: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_read_back_as_they_were_written() {
+        let events = [
+            TaskEvent::State(StateTime {
+                state: "Training".into(),
+                at_ms: 7,
+            }),
+            TaskEvent::Log(LogLine {
+                text: "two\nlines".into(),
+                at_ms: 8,
+            }),
+            TaskEvent::Progress(TaskProgress {
+                progress: "Training".into(),
+                stage: None,
+                queue_position: Some(2),
+                training: Some(TrainingProgress {
+                    step: 1,
+                    total_steps: 2,
+                    loss: Some(0.5),
+                    first_loss: None,
+                    learning_rate: None,
+                    eta_s: None,
+                }),
+            }),
+        ];
+        for event in events {
+            let data = event.data();
+            assert!(!data.contains('\n'), "{data}");
+            assert_eq!(TaskEvent::parse(event.name(), &data).unwrap(), Some(event));
+        }
+        assert_eq!(TaskEvent::parse("news", "?").unwrap(), None);
+        assert!(TaskEvent::parse("log", "{}").is_err());
+    }
 }

@@ -67,6 +67,11 @@ pub fn lora_download_hash(task: TaskId, timestamp_s: u64) -> B256 {
     keccak256(format!("{}{timestamp_s}", task.simple()))
 }
 
+/// The hash behind the deletion of a dataset: Keccak of the dataset hash in lower case and the decimal time in seconds.
+pub fn dataset_delete_hash(dataset_hash: &str, timestamp_s: u64) -> B256 {
+    keccak256(format!("{}{timestamp_s}", dataset_hash.to_lowercase()))
+}
+
 /// Checks a signed time in Unix seconds against now.
 ///
 /// # Errors

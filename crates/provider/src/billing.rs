@@ -1,23 +1,25 @@
 //! What a request costs, and the settlement of many requests in one transaction.
 //!
-//! Every request is a row: reserved, open, in settlement, settled. A settlement is written down before it is sent, and after
-//! a crash the account's nonce on chain says whether it landed; nobody is charged twice.
+//! Every request is a row: reserved, open, in settlement, settled. A settlement is written down before it is sent, and its
+//! transaction until its receipt was read: after a crash the chain says what was paid, and nobody is charged twice. Requests
+//! that a balance does not cover stay open and go into the next settlement that can pay them.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use alloy_primitives::{Address, Bytes, U256};
-use zerog_chain::calls;
 use zerog_chain::inference::{MAX_SETTLEMENTS, Settlement, SettlementStatus};
+use zerog_chain::{Receipt, calls};
 use zerog_protocol::signing::{InferenceSettlement, SettledRequest, requests_hash};
 
 use crate::app::App;
-use crate::outbox::OutboxError;
-use crate::store::{SettlementRow, StoreError, UsageRow, usage_state};
+use crate::outbox::{Fate, OutboxError};
+use crate::store::{SettlementOutcome, SettlementRow, StoreError, UsageRow};
 
 /// Balance that must stay above everything unpaid: 1 0G, as the published broker demands.
 pub(crate) const MINIMUM_RESERVE: U256 = U256::from_limbs([1_000_000_000_000_000_000, 0, 0, 0]);
-/// Settlement nonces count in this fraction of a second.
-const NONCES_PER_S: u64 = 10_000_000;
+/// Settlement nonces count in this fraction of a millisecond.
+const NONCES_PER_MS: u64 = 10_000;
 
 /// Why a round of settlement ended early.
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +66,8 @@ pub(crate) fn reservation(
     input.saturating_add(output).min(MINIMUM_RESERVE)
 }
 
-/// One round: finds out what became of earlier settlements, then settles everyone who owes enough.
+/// One round: finds out what became of earlier settlements, then settles everyone who owes enough, as far as their balance
+/// goes. What it does not cover is owed on.
 ///
 /// # Errors
 /// [`SettlementError`]; the next round continues.
@@ -73,59 +76,15 @@ pub(crate) async fn settle_round(app: &Arc<App>) -> Result<(), SettlementError> 
         return Ok(());
     };
     reconcile(app).await?;
-    let waiting: Vec<Address> = app
-        .store
-        .pending_settlements()
-        .await?
-        .into_iter()
-        .map(|row| row.user)
-        .collect();
-    let mut batch = Vec::new();
-    let mut nonce =
-        U256::from(app.clock.system_ms() / 1000).saturating_mul(U256::from(NONCES_PER_S));
-    for (user, usage) in app.store.open_usage().await? {
-        let Ok(user) = user.parse::<Address>() else {
-            continue;
-        };
-        let total = usage
-            .iter()
-            .fold(U256::ZERO, |sum, row| sum.saturating_add(row.fee));
-        if total.is_zero() || total < inference.config.min_settlement_fee || waiting.contains(&user)
-        {
-            continue;
-        }
-        // Without an account nothing can be settled now; the rows stay.
-        let Some(account) = app.chain.inference().account(user, app.provider).await? else {
-            continue;
-        };
-        nonce = nonce.max(account.nonce.saturating_add(U256::ONE));
-        batch.push((user, total, usage));
-        if batch.len() == MAX_SETTLEMENTS {
-            break;
-        }
-    }
-    if batch.is_empty() {
+    let least = inference.config.min_settlement_fee.max(U256::ONE);
+    let (nonce, claims) = due_claims(app, least).await?;
+    let claims = affordable(app, claims, nonce, least).await?;
+    if claims.is_empty() {
         return Ok(());
     }
-    let mut items = Vec::with_capacity(batch.len());
-    for (user, total_fee, usage) in &batch {
-        items.push(sign(app, *user, *total_fee, nonce, usage));
-    }
-    let preview = app
-        .chain
-        .inference()
-        .preview_settlement(app.provider, &items)
-        .await?;
-    let refused: Vec<Address> = preview.failed.iter().map(|(user, _)| *user).collect();
-    for (user, status) in &preview.failed {
-        tracing::warn!(user = %user, ?status, "a settlement would be refused; its requests stay open");
-    }
-    items.retain(|item| !refused.contains(&item.user));
-    batch.retain(|(user, _, _)| !refused.contains(user));
-    if items.is_empty() {
-        return Ok(());
-    }
-    for ((_, _, usage), item) in batch.iter().zip(&items) {
+    let mut items = Vec::with_capacity(claims.len());
+    for claim in &claims {
+        let item = sign(app, claim, nonce);
         let row = SettlementRow {
             user: item.user,
             nonce,
@@ -133,23 +92,126 @@ pub(crate) async fn settle_round(app: &Arc<App>) -> Result<(), SettlementError> 
             requests_hash: item.requests_hash.to_string(),
         };
         app.store
-            .begin_settlement(&row, usage, app.clock.system_ms())
+            .begin_settlement(&row, &claim.usage, app.clock.system_ms())
             .await?;
+        items.push(item);
     }
     let call = calls::inference::settle_fees_with_tee(app.chain.inference().address(), &items);
+    let id = transaction_id(nonce);
     let receipt = app
         .outbox
-        .submit(&transaction_id(nonce), call, app.clock.system_ms())
+        .submit_and_keep(&id, call, app.clock.system_ms())
         .await?;
-    for result in app.chain.inference().settlement_results(&receipt)? {
-        end(app, result.user, nonce, Some(result.status)).await?;
-    }
-    // Users for whom the transaction says nothing are found out by their nonce.
-    reconcile(app).await
+    record(app, nonce, &receipt).await?;
+    app.outbox.forget(&id).await?;
+    Ok(())
 }
 
-fn sign(app: &App, user: Address, total_fee: U256, nonce: U256, usage: &[UsageRow]) -> Settlement {
-    let requests: Vec<_> = usage
+/// Unpaid requests of one user, to be settled together.
+#[derive(Debug)]
+struct Claim {
+    user: Address,
+    usage: Vec<UsageRow>,
+}
+
+impl Claim {
+    fn total(&self) -> U256 {
+        self.usage
+            .iter()
+            .fold(U256::ZERO, |sum, row| sum.saturating_add(row.fee))
+    }
+
+    /// The requests that `balance` covers, oldest first; a dear one that does not fit keeps no later one waiting.
+    fn within(self, balance: U256) -> Self {
+        let mut left = balance;
+        let usage = self.usage.into_iter().filter(|row| {
+            let fits = row.fee <= left;
+            if fits {
+                left -= row.fee;
+            }
+            fits
+        });
+        Self {
+            user: self.user,
+            usage: usage.collect(),
+        }
+    }
+}
+
+/// Everyone who owes at least `least` and has no settlement on its way, with a nonce that suits all of them.
+async fn due_claims(app: &App, least: U256) -> Result<(U256, Vec<Claim>), SettlementError> {
+    let waiting: Vec<Address> = app
+        .store
+        .pending_settlements()
+        .await?
+        .into_iter()
+        .map(|row| row.user)
+        .collect();
+    let mut nonce = U256::from(app.clock.system_ms()).saturating_mul(U256::from(NONCES_PER_MS));
+    let mut claims = Vec::new();
+    for (user, usage) in app.store.open_usage().await? {
+        let Ok(user) = user.parse::<Address>() else {
+            continue;
+        };
+        let claim = Claim { user, usage };
+        if claim.total() < least || waiting.contains(&user) {
+            continue;
+        }
+        // Without an account nothing can be settled now; the rows stay.
+        let Some(account) = app.chain.inference().account(user, app.provider).await? else {
+            continue;
+        };
+        nonce = nonce.max(account.nonce.saturating_add(U256::ONE));
+        claims.push(claim);
+        if claims.len() == MAX_SETTLEMENTS {
+            break;
+        }
+    }
+    Ok((nonce, claims))
+}
+
+/// What the contract would pay in full: it is asked first, because a settlement that is paid in part uses its nonce up and
+/// pays for no request in particular.
+async fn affordable(
+    app: &App,
+    mut claims: Vec<Claim>,
+    nonce: U256,
+    least: U256,
+) -> Result<Vec<Claim>, SettlementError> {
+    if claims.is_empty() {
+        return Ok(claims);
+    }
+    let items: Vec<_> = claims.iter().map(|claim| sign(app, claim, nonce)).collect();
+    let preview = app
+        .chain
+        .inference()
+        .preview_settlement(app.provider, &items)
+        .await?;
+    for (user, status) in &preview.failed {
+        tracing::warn!(user = %user, ?status, "a settlement would be refused; its requests stay open");
+    }
+    claims.retain(|claim| preview.failed.iter().all(|(user, _)| *user != claim.user));
+    let reduced = claims.into_iter().map(|claim| {
+        match preview.partial.iter().find(|(user, _)| *user == claim.user) {
+            Some((user, unpaid)) => {
+                let owed = claim.total();
+                let claim = claim.within(owed.saturating_sub(*unpaid));
+                tracing::warn!(
+                    user = %user, owed_neuron = %owed, settled_neuron = %claim.total(),
+                    "a user's balance does not cover what is owed; the rest is settled when there is more"
+                );
+                claim
+            }
+            None => claim,
+        }
+    });
+    Ok(reduced.filter(|claim| claim.total() >= least).collect())
+}
+
+fn sign(app: &App, claim: &Claim, nonce: U256) -> Settlement {
+    let (user, total_fee) = (claim.user, claim.total());
+    let requests: Vec<_> = claim
+        .usage
         .iter()
         .map(|row| SettledRequest {
             request_hash: row.request_hash.clone(),
@@ -180,47 +242,86 @@ fn sign(app: &App, user: Address, total_fee: U256, nonce: U256, usage: &[UsageRo
 
 /// Finds out what became of settlements that were written down.
 async fn reconcile(app: &Arc<App>) -> Result<(), SettlementError> {
-    for pending in app.store.pending_settlements().await? {
-        let is_on_its_way = app
-            .outbox
-            .is_on_its_way(&transaction_id(pending.nonce))
-            .await?;
-        let account = app
-            .chain
-            .inference()
-            .account(pending.user, app.provider)
-            .await?;
-        let used = account.is_some_and(|account| account.nonce >= pending.nonce);
-        if used {
-            end(app, pending.user, pending.nonce, None).await?;
-        } else if !is_on_its_way {
-            app.store
-                .end_settlement(pending.user, pending.nonce, usage_state::OPEN)
-                .await?;
+    let nonces: BTreeSet<U256> = app
+        .store
+        .pending_settlements()
+        .await?
+        .into_iter()
+        .map(|pending| pending.nonce)
+        .collect();
+    for nonce in nonces {
+        let id = transaction_id(nonce);
+        match app.outbox.fate(&id).await? {
+            Fate::OnItsWay => {}
+            Fate::Mined(receipt) => {
+                record(app, nonce, &receipt).await?;
+                app.outbox.forget(&id).await?;
+            }
+            Fate::None => guess(app, nonce).await?,
         }
     }
     Ok(())
 }
 
-/// Closes a settlement; without a status it landed, fully or in part, before this process could see how.
+/// Writes down what a mined settlement did.
+async fn record(app: &Arc<App>, nonce: U256, receipt: &Receipt) -> Result<(), SettlementError> {
+    let results = app.chain.inference().settlement_results(receipt)?;
+    for pending in app.store.pending_settlements().await? {
+        if pending.nonce != nonce {
+            continue;
+        }
+        let Some(result) = results.iter().find(|result| result.user == pending.user) else {
+            continue;
+        };
+        let outcome = match result.status {
+            SettlementStatus::Success => SettlementOutcome::Paid,
+            SettlementStatus::Partial => {
+                let paid = pending.total_fee.saturating_sub(result.unsettled_amount);
+                tracing::warn!(
+                    user = %pending.user, paid_neuron = %paid, unpaid_neuron = %result.unsettled_amount,
+                    "a settlement was paid in part; the rest is owed on"
+                );
+                SettlementOutcome::PaidInPart(paid)
+            }
+            status => {
+                tracing::warn!(user = %pending.user, ?status, "a settlement was refused; its requests stay open");
+                SettlementOutcome::Refused
+            }
+        };
+        end(app, pending.user, nonce, outcome).await?;
+    }
+    // Without a word about somebody, or without effect at all.
+    guess(app, nonce).await
+}
+
+/// Ends settlements of which no receipt tells: a used nonce means that they landed, and nobody is charged twice.
+async fn guess(app: &Arc<App>, nonce: U256) -> Result<(), SettlementError> {
+    for pending in app.store.pending_settlements().await? {
+        if pending.nonce != nonce {
+            continue;
+        }
+        let account = app
+            .chain
+            .inference()
+            .account(pending.user, app.provider)
+            .await?;
+        let outcome = if account.is_some_and(|account| account.nonce >= nonce) {
+            SettlementOutcome::Paid
+        } else {
+            SettlementOutcome::Refused
+        };
+        end(app, pending.user, nonce, outcome).await?;
+    }
+    Ok(())
+}
+
 async fn end(
     app: &Arc<App>,
     user: Address,
     nonce: U256,
-    status: Option<SettlementStatus>,
+    outcome: SettlementOutcome,
 ) -> Result<(), SettlementError> {
-    let state = match status {
-        None | Some(SettlementStatus::Success) => usage_state::SETTLED,
-        Some(SettlementStatus::Partial) => {
-            tracing::warn!(user = %user, "a user's balance did not cover the settlement; the rest is written off");
-            usage_state::WRITTEN_OFF
-        }
-        Some(status) => {
-            tracing::warn!(user = %user, ?status, "a settlement was refused; its requests stay open");
-            usage_state::OPEN
-        }
-    };
-    app.store.end_settlement(user, nonce, state).await?;
+    app.store.end_settlement(user, nonce, outcome).await?;
     if let Some(inference) = &app.inference {
         inference.forget_account(user);
     }
@@ -234,6 +335,31 @@ fn transaction_id(nonce: U256) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_balance_pays_the_oldest_requests_that_fit() {
+        let row = |id: &str, fee: u64| UsageRow {
+            id: id.into(),
+            user_address: String::new(),
+            request_hash: String::new(),
+            fee: U256::from(fee),
+            input_fee: U256::ZERO,
+            output_fee: U256::from(fee),
+        };
+        let claim = || Claim {
+            user: Address::ZERO,
+            usage: vec![row("a", 3), row("b", 9), row("c", 2), row("d", 1)],
+        };
+        let ids = |balance: u64| -> Vec<String> {
+            let kept = claim().within(U256::from(balance)).usage;
+            kept.into_iter().map(|row| row.id).collect()
+        };
+        assert_eq!(claim().total(), U256::from(15));
+        assert_eq!(ids(15), ["a", "b", "c", "d"]);
+        assert_eq!(ids(5), ["a", "c"]);
+        assert_eq!(ids(2), ["c"]);
+        assert!(ids(0).is_empty());
+    }
 
     #[test]
     fn a_first_request_with_two_0g_always_passes() {

@@ -233,6 +233,8 @@ pub struct LimitsConfig {
     pub chat_per_minute: f64,
     /// Chat requests of one user at the same time.
     pub chats_per_user: usize,
+    /// Open streams of task news to one address.
+    pub watches_per_address: usize,
 }
 
 impl Default for LimitsConfig {
@@ -245,6 +247,7 @@ impl Default for LimitsConfig {
             transfers_per_user: 2,
             chat_per_minute: 120.0,
             chats_per_user: 8,
+            watches_per_address: 64,
         }
     }
 }
@@ -631,6 +634,7 @@ struct FileLimits {
     transfers_per_user: Option<usize>,
     chat_per_minute: Option<f64>,
     chats_per_user: Option<usize>,
+    watches_per_address: Option<usize>,
 }
 
 impl File {
@@ -719,6 +723,10 @@ impl File {
                     .chat_per_minute
                     .unwrap_or(limits.chat_per_minute),
                 chats_per_user: self.limits.chats_per_user.unwrap_or(limits.chats_per_user),
+                watches_per_address: self
+                    .limits
+                    .watches_per_address
+                    .unwrap_or(limits.watches_per_address),
             },
         };
         config.check()?;

@@ -18,6 +18,17 @@ pub enum OutboxError {
     Store(#[from] StoreError),
 }
 
+/// What became of a transaction that was written down.
+#[derive(Debug)]
+pub(crate) enum Fate {
+    /// There is none for this purpose, or it can never be mined.
+    None,
+    /// It may still be mined.
+    OnItsWay,
+    /// It was mined, with or without effect.
+    Mined(Receipt),
+}
+
 /// Sends the wallet's transactions, each for one purpose.
 #[derive(Debug, Clone)]
 pub(crate) struct Outbox {
@@ -77,6 +88,22 @@ impl Outbox {
         call: ContractCall,
         now_ms: u64,
     ) -> Result<Receipt, OutboxError> {
+        let receipt = self.submit_and_keep(id, call, now_ms).await?;
+        self.forget(id).await?;
+        Ok(receipt)
+    }
+
+    /// As [`Outbox::submit`], but the mined transaction stays written down until the caller has recorded what it did and
+    /// calls [`Outbox::forget`]. After a crash in between, [`Outbox::fate`] has the receipt.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) async fn submit_and_keep(
+        &self,
+        id: &str,
+        call: ContractCall,
+        now_ms: u64,
+    ) -> Result<Receipt, OutboxError> {
         let prepared = match self.store.transaction(id).await? {
             Some(row) => read(&row)?,
             None => {
@@ -89,41 +116,50 @@ impl Outbox {
             }
         };
         let outcome = self.see_through(id, prepared, now_ms).await;
-        match &outcome {
-            // Mined, in vain or not; or another transaction took its nonce.
-            Ok(_)
-            | Err(OutboxError::Chain(
-                ChainError::TransactionFailed { .. }
-                | ChainError::NonceUsed { .. }
-                | ChainError::MalformedTransaction(_),
-            )) => self.store.delete_transaction(id).await?,
-            Err(_) => {}
+        // Mined in vain, or another transaction took its nonce.
+        if let Err(OutboxError::Chain(
+            ChainError::TransactionFailed { .. }
+            | ChainError::NonceUsed { .. }
+            | ChainError::MalformedTransaction(_),
+        )) = &outcome
+        {
+            self.forget(id).await?;
         }
         outcome
     }
 
-    /// Whether a transaction for this purpose may still be mined. One that was, or never can be, is forgotten.
+    /// Frees a purpose.
+    ///
+    /// # Errors
+    /// [`OutboxError::Store`].
+    pub(crate) async fn forget(&self, id: &str) -> Result<(), OutboxError> {
+        Ok(self.store.delete_transaction(id).await?)
+    }
+
+    /// What became of the transaction for this purpose. One that can never be mined is forgotten.
     ///
     /// # Errors
     /// A failed read; nothing is forgotten then.
-    pub(crate) async fn is_on_its_way(&self, id: &str) -> Result<bool, OutboxError> {
+    pub(crate) async fn fate(&self, id: &str) -> Result<Fate, OutboxError> {
         let Some(row) = self.store.transaction(id).await? else {
-            return Ok(false);
+            return Ok(Fate::None);
         };
         let prepared = read(&row)?;
-        let is_over = match self.chain.receipt(prepared.hash).await? {
-            Some(_) => true,
-            None => match self.chain.broadcast(&prepared).await {
-                Ok(_) => false,
-                // Mined in this moment, or replaced: either way these bytes are history.
-                Err(ChainError::NonceUsed { .. }) => true,
-                Err(error) => return Err(error.into()),
-            },
-        };
-        if is_over {
-            self.store.delete_transaction(id).await?;
+        if let Some(receipt) = self.chain.receipt(prepared.hash).await? {
+            return Ok(Fate::Mined(receipt));
         }
-        Ok(!is_over)
+        match self.chain.broadcast(&prepared).await {
+            Ok(_) => Ok(Fate::OnItsWay),
+            // Mined in this moment, or replaced.
+            Err(ChainError::NonceUsed { .. }) => match self.chain.receipt(prepared.hash).await? {
+                Some(receipt) => Ok(Fate::Mined(receipt)),
+                None => {
+                    self.forget(id).await?;
+                    Ok(Fate::None)
+                }
+            },
+            Err(error) => Err(error.into()),
+        }
     }
 
     async fn see_through(

@@ -18,6 +18,10 @@ use zerog_protocol::sealed_archive::{self, ArchiveError};
 use zeroize::Zeroizing;
 
 const NONCE_BYTES: usize = 12;
+/// Folder of files on their way in.
+const INCOMING: &str = "incoming";
+/// How names of temporary files begin.
+const TEMPORARY: &str = ".tmp";
 
 /// Why something sealed could not be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +41,18 @@ pub enum VaultError {
     /// A sealed key does not open: the enclave's keys are others than when it was sealed.
     #[error("a stored key does not open with this enclave's keys")]
     Key,
+}
+
+impl VaultError {
+    /// Whether there was no room.
+    pub(crate) fn is_disk_full(&self) -> bool {
+        match self {
+            Self::Io { source, .. } | Self::Archive(ArchiveError::Io(source)) => {
+                is_disk_full(source)
+            }
+            _ => false,
+        }
+    }
 }
 
 /// What a sealed key is for; part of its seal.
@@ -68,7 +84,8 @@ pub(crate) struct Vault {
 }
 
 impl Vault {
-    /// A vault in a directory; its folders are made.
+    /// A vault in a directory; its folders are made, and what a killed process had half written is removed. Only one
+    /// process may have it open.
     ///
     /// # Errors
     /// [`VaultError::Io`].
@@ -78,11 +95,13 @@ impl Vault {
             "jobs",
             "archives",
             "adapters",
-            "incoming",
+            INCOMING,
             "storage-journal",
         ] {
             let path = data_dir.join(folder);
-            create_private_folder(&path).map_err(|source| VaultError::Io { path, source })?;
+            create_private_folder(&path)
+                .and_then(|()| remove_unfinished(&path, folder == INCOMING))
+                .map_err(|source| VaultError::Io { path, source })?;
         }
         Ok(Self {
             key,
@@ -121,7 +140,7 @@ impl Vault {
     /// Folder for files on their way in.
     #[must_use]
     pub(crate) fn incoming(&self) -> PathBuf {
-        self.data_dir.join("incoming")
+        self.data_dir.join(INCOMING)
     }
 
     /// Folder where paid uploads are noted.
@@ -252,6 +271,28 @@ pub(crate) fn open_to_memory(
     Ok(plaintext)
 }
 
+/// Removes temporary files, or everything in a folder that holds nothing else.
+fn remove_unfinished(folder: &Path, everything: bool) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        if !everything && !entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+            continue;
+        }
+        if entry.file_type()?.is_dir() {
+            std::fs::remove_dir_all(entry.path())?;
+        } else {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether something failed because disk, quota or a limit on file sizes is exhausted.
+pub(crate) fn is_disk_full(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+}
+
 /// Makes a rename durable.
 pub(crate) fn sync_folder(folder: &Path) -> std::io::Result<()> {
     File::open(folder)?.sync_all()
@@ -289,6 +330,22 @@ mod tests {
         assert!(
             other.job_key("a") != vault.job_key("a") && vault.job_key("a") != vault.job_key("b")
         );
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || Vault::open(folder.path(), FileKey::from_bytes([7; 32])).unwrap();
+        let vault = open();
+        std::fs::create_dir(vault.incoming().join("upload")).unwrap();
+        std::fs::write(vault.incoming().join("upload/file"), b"half").unwrap();
+        std::fs::write(vault.archive_path("t").with_file_name(".tmpAb12"), b"half").unwrap();
+        std::fs::write(vault.archive_path("t"), b"whole").unwrap();
+        open();
+        assert_eq!(std::fs::read_dir(vault.incoming()).unwrap().count(), 0);
+        let archives = vault.archive_path("t").parent().unwrap().to_owned();
+        assert_eq!(std::fs::read_dir(archives).unwrap().count(), 1);
+        assert!(vault.archive_path("t").exists());
     }
 
     #[test]

@@ -396,8 +396,10 @@ pub enum Error {
         /// What went wrong and what to do.
         reason: String,
     },
-    /// The disk is full.
-    #[error("no space left on the disk for {path}. Free some space and run the command again")]
+    /// The disk, a quota or a limit on file sizes is exhausted.
+    #[error(
+        "no space left for {path}: the disk, a quota or a file-size limit is full. Nothing half-written was kept; free some space and run the command again"
+    )]
     DiskFull {
         /// The file.
         path: PathBuf,
@@ -511,13 +513,10 @@ impl Error {
     }
 
     /// A failed file operation, with a full disk told apart.
-    pub(crate) fn file(
-        action: &'static str,
-        path: impl AsRef<Path>,
-        source: std::io::Error,
-    ) -> Self {
+    pub fn file(action: &'static str, path: impl AsRef<Path>, source: std::io::Error) -> Self {
+        use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
         let path = path.as_ref().to_path_buf();
-        if source.kind() == std::io::ErrorKind::StorageFull {
+        if matches!(source.kind(), StorageFull | QuotaExceeded | FileTooLarge) {
             return Self::DiskFull { path };
         }
         Self::File {

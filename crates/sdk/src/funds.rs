@@ -15,10 +15,19 @@ const GAS_RESERVE_NEURON: u128 = NEURON_PER_0G / 100;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct FundPlan {
     /// From the wallet into the ledger.
+    #[serde(rename = "deposit_neuron", serialize_with = "crate::neuron::serialize")]
     pub deposit: U256,
     /// From the ledger to the fine-tuning sub-account.
+    #[serde(
+        rename = "fine_tuning_neuron",
+        serialize_with = "crate::neuron::serialize"
+    )]
     pub fine_tuning: U256,
     /// From the ledger to the inference sub-account.
+    #[serde(
+        rename = "inference_neuron",
+        serialize_with = "crate::neuron::serialize"
+    )]
     pub inference: U256,
     /// Who trains.
     pub fine_tuning_provider: Address,

@@ -60,9 +60,11 @@ pub mod fine_tuning;
 pub mod funds;
 pub mod inference;
 pub mod ledger;
+mod neuron;
 pub mod progress;
 pub mod provider_client;
 pub mod storage;
+mod task_events;
 mod transfer;
 pub mod verification;
 pub mod wallet;
@@ -75,8 +77,10 @@ pub use fine_tuning::account::{AccountDetail, PendingRefund};
 pub use fine_tuning::dataset::{DatasetReport, UploadOptions, UploadResult};
 pub use fine_tuning::deliverable::{AcknowledgedModel, DownloadMethod};
 pub use fine_tuning::quote::{FeeQuote, TokenCalculation};
-pub use fine_tuning::services::ListedModel;
-pub use fine_tuning::task::{CreateTask, WaitOptions};
+pub use fine_tuning::services::{ListedModel, write_file};
+pub use fine_tuning::task::CreateTask;
+pub use fine_tuning::watch::WaitOptions;
+pub use funds::FundPlan;
 pub use inference::Inference;
 pub use inference::lora::{ChatAnswer, DeployOptions, Lora};
 pub use inference::session::{ApiKey, Funding, RequestHeaders, ServiceMetadata};
@@ -95,7 +99,7 @@ pub use zerog_chain::ledger::LedgerAccount;
 pub use zerog_chain::{Addresses, Receipt, networks};
 pub use zerog_protocol::adapter::AdapterState;
 pub use zerog_protocol::fine_tuning_api::{
-    FeeBreakdown, ModelView, TaskView as Task, TrainingProgress,
+    FeeBreakdown, ModelView, StateTime, TaskView as Task, TrainingProgress,
 };
 pub use zerog_protocol::inference_api::{AdapterShares, AdapterView, DeployResponse};
 pub use zerog_protocol::task::TaskState;

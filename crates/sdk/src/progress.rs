@@ -57,6 +57,7 @@ pub enum Progress {
         /// The provider.
         provider: Address,
         /// Neuron.
+        #[serde(rename = "amount_neuron", serialize_with = "crate::neuron::serialize")]
         amount: U256,
     },
 }

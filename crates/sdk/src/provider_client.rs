@@ -7,7 +7,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, RETRY_AFTER};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, RETRY_AFTER};
 use reqwest::{Method, Response, StatusCode};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -222,6 +222,27 @@ impl ProviderClient {
         }
     }
 
+    /// DELETE with a JSON body, once.
+    pub(crate) async fn delete_json(
+        &self,
+        operation: &'static str,
+        url: &str,
+        body: &impl serde::Serialize,
+    ) -> Result<Answer> {
+        let body = serde_json::to_vec(body).expect("request bodies are plain data");
+        let response = self
+            .send(
+                Method::DELETE,
+                operation,
+                url,
+                None,
+                Body::Json(body),
+                REQUEST_TIMEOUT,
+            )
+            .await?;
+        read_body(operation, url, response, MAX_JSON_BYTES).await
+    }
+
     /// POST of a multipart form, once.
     pub(crate) async fn post_form(
         &self,
@@ -261,6 +282,23 @@ impl ProviderClient {
             return Ok(response);
         }
         refuse_failure(operation, response).await
+    }
+
+    /// One GET of an event stream, which may stay open for as long as something comes; after the event `last_id`.
+    pub(crate) async fn get_events(
+        &self,
+        operation: &'static str,
+        url: &str,
+        last_id: Option<&str>,
+    ) -> Result<Response> {
+        let mut request = self
+            .client(url)
+            .get(url)
+            .header(ACCEPT, "text/event-stream");
+        if let Some(id) = last_id {
+            request = request.header("last-event-id", id);
+        }
+        check(operation, url, request.send().await).await
     }
 
     async fn send(

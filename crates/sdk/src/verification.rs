@@ -14,6 +14,7 @@ use zerog_protocol::seal::SEAL_VERSION;
 
 use crate::broker::Context;
 use crate::error::{Error, Result, ServiceKind};
+use crate::fine_tuning::services::write_file;
 use crate::progress::Progress;
 use crate::provider_client::{Answer, join, parse_json};
 
@@ -337,12 +338,11 @@ fn refusal(provider: Address, verdict: &Verdict, requirement: Requirement) -> Er
 }
 
 fn write_report(folder: &Path, kind: ServiceKind, body: &[u8]) -> Result<PathBuf> {
-    std::fs::create_dir_all(folder).map_err(|error| Error::file("create", folder, error))?;
     let name = match kind {
         ServiceKind::FineTuning => "fine_tuning_attestation_report.json",
         ServiceKind::Inference => "attestation_report.json",
     };
     let path = folder.join(name);
-    std::fs::write(&path, body).map_err(|error| Error::file("write", &path, error))?;
+    write_file(&path, body)?;
     Ok(path)
 }

@@ -7,7 +7,7 @@ use serde_json::json;
 use zerog_sdk::amount::{format_0g, format_0g_fixed};
 use zerog_sdk::{
     Address, B256, Broker, DeployOptions, FineTuningService, Level, ListedModel, Progress, TaskId,
-    TrainingParams, UploadOptions, VerificationReport, ids, models,
+    TrainingParams, UploadOptions, VerificationReport, ids, models, write_file,
 };
 
 use super::{task, walk};
@@ -15,6 +15,10 @@ use crate::app::{App, Wallet};
 use crate::args::{AcknowledgeModel, AdapterArgs, Chat, DeployAdapter, FineTuning, Verify};
 use crate::exit_code::{Failure, OK, Outcome, SIMULATED, VERIFICATION};
 use crate::output::{Table, wrapped};
+use crate::view::{
+    AcknowledgedOutput, AcknowledgementOutput, AdapterOutput, ChatOutput, DeploymentOutput,
+    FineTuningServiceOutput, ReceiptOutput,
+};
 
 /// Longest wait of a deployment that follows an acknowledgement, as the published command line.
 const DEPLOY_AFTER_ACKNOWLEDGE: Duration = Duration::from_secs(180);
@@ -64,6 +68,16 @@ pub(super) async fn run(app: &App, command: FineTuning) -> Outcome<u8> {
             provider,
             plain,
         } => upload(app, &data_path, provider, plain).await?,
+        FineTuning::DeleteDataset { provider, dataset } => {
+            let broker = app.broker(Wallet::Needed).await?;
+            let message = broker
+                .fine_tuning
+                .delete_dataset(provider, &dataset.to_string())
+                .await?;
+            app.output.line(&message);
+            app.output
+                .json(&json!({ "dataset_hash": dataset, "message": message }));
+        }
         FineTuning::Download {
             data_path,
             data_root,
@@ -91,7 +105,7 @@ pub(super) async fn run(app: &App, command: FineTuning) -> Outcome<u8> {
             app.output.line(format!(
                 "Acknowledged deliverable for task {task_id}. Note: no model hash was verified by this call."
             ));
-            app.output.json(&receipt);
+            app.output.json(&AcknowledgementOutput::from(&receipt));
         }
         FineTuning::AcknowledgeProvider { provider } => {
             let broker = app.broker(Wallet::Needed).await?;
@@ -102,7 +116,7 @@ pub(super) async fn run(app: &App, command: FineTuning) -> Outcome<u8> {
                 .acknowledge_provider_signer(provider, show)
                 .await?;
             app.output.line(acknowledged_text(receipt.is_some()));
-            app.output.json(&receipt);
+            app.output.json(&AcknowledgementOutput::from(&receipt));
         }
         FineTuning::Revoke { provider } => {
             let broker = app.broker(Wallet::Needed).await?;
@@ -112,7 +126,7 @@ pub(super) async fn run(app: &App, command: FineTuning) -> Outcome<u8> {
                 .await?;
             app.output
                 .line("Provider TEE signer acknowledgement revoked successfully!");
-            app.output.json(&receipt);
+            app.output.json(&ReceiptOutput::from(&receipt));
         }
         FineTuning::DecryptModel {
             provider,
@@ -137,7 +151,7 @@ pub(super) async fn run(app: &App, command: FineTuning) -> Outcome<u8> {
         FineTuning::GetAdapterName { model, task_id } => {
             let name = ids::adapter_name(&model, &task_id);
             app.output.line(&name);
-            app.output.json(&json!({ "adapterName": name }));
+            app.output.json(&json!({ "adapter_name": name }));
         }
         FineTuning::ListAdapters { provider } => list_adapters(app, provider).await?,
         FineTuning::ShareAdapter {
@@ -192,6 +206,7 @@ async fn list_providers(app: &App, include_invalid: bool) -> Outcome {
     } else {
         app.output.table(&providers_table(&services));
     }
+    let services: Vec<_> = services.iter().map(FineTuningServiceOutput::from).collect();
     app.output.json(&services);
     Ok(())
 }
@@ -267,7 +282,7 @@ async fn init_config(app: &App, model: Option<&str>, output: &Path, strict: bool
         )));
     }
     let text = config_text(strict);
-    std::fs::write(output, &text).map_err(|error| Failure::file("write", output, &error))?;
+    write_file(output, text.as_bytes())?;
     app.output
         .line(format!("Configuration written to {}", output.display()));
     app.output.json(&json!({ "path": output }));
@@ -332,7 +347,7 @@ async fn check_dataset(
 
 /// The text of a parameter file.
 pub(super) fn read_config(path: &Path) -> Outcome<String> {
-    std::fs::read_to_string(path).map_err(|error| Failure::file("read", path, &error))
+    std::fs::read_to_string(path).map_err(|error| Failure::file("read", path, error))
 }
 
 async fn upload(app: &App, path: &Path, provider: Option<Address>, plain: bool) -> Outcome {
@@ -365,7 +380,7 @@ async fn upload_to_storage(app: &App, path: &Path) -> Outcome {
     let broker = app.broker(Wallet::Needed).await?;
     let root = store(app, &broker, path).await?;
     app.output.line(format!("Root hash: {root}"));
-    app.output.json(&json!({ "rootHash": root }));
+    app.output.json(&json!({ "root_hash": root }));
     Ok(())
 }
 
@@ -387,7 +402,7 @@ async fn download(app: &App, path: &Path, root: B256) -> Outcome {
         .await?;
     app.output
         .line(format!("Downloaded and verified {}", path.display()));
-    app.output.json(&json!({ "path": path, "rootHash": root }));
+    app.output.json(&json!({ "path": path, "root_hash": root }));
     Ok(())
 }
 
@@ -450,7 +465,7 @@ async fn acknowledge_model(app: &App, arguments: &AcknowledgeModel) -> Outcome {
     };
     app.output.line("Acknowledged model");
     if !arguments.deploy {
-        app.output.json(&acknowledged);
+        app.output.json(&AcknowledgedOutput::from(&acknowledged));
         return Ok(());
     }
     let model = match &arguments.model {
@@ -474,8 +489,10 @@ async fn acknowledge_model(app: &App, arguments: &AcknowledgeModel) -> Outcome {
     app.output
         .line(format!("Adapter name: {}", deployed.adapter_name));
     app.output.line(&deployed.message);
-    app.output
-        .json(&json!({ "acknowledged": acknowledged, "deployed": deployed }));
+    app.output.json(&json!({
+        "acknowledged": AcknowledgedOutput::from(&acknowledged),
+        "deployed": DeploymentOutput::from(&deployed),
+    }));
     Ok(())
 }
 
@@ -534,6 +551,7 @@ async fn list_adapters(app: &App, provider: Address) -> Outcome {
         table.row([adapter.adapter_name.clone(), adapter.task_id.clone(), state]);
     }
     app.output.table(&table);
+    let adapters: Vec<_> = adapters.iter().map(AdapterOutput::from).collect();
     app.output.json(&adapters);
     Ok(())
 }
@@ -581,7 +599,7 @@ async fn deploy_adapter(app: &App, arguments: &DeployAdapter) -> Outcome {
     app.output
         .line(format!("Adapter name: {}", deployed.adapter_name));
     app.output.line(&deployed.message);
-    app.output.json(&deployed);
+    app.output.json(&DeploymentOutput::from(&deployed));
     Ok(())
 }
 
@@ -631,8 +649,7 @@ async fn chat(app: &App, arguments: &Chat) -> Outcome {
             proof.signer
         ));
     }
-    app.output
-        .json(&json!({ "answer": answer, "proof": proof }));
+    app.output.json(&ChatOutput::new(&answer, proof));
     Ok(())
 }
 

@@ -11,6 +11,7 @@ use crate::app::{App, Wallet};
 use crate::args::Inference;
 use crate::exit_code::{Failure, GENERAL, OK, Outcome};
 use crate::output::Table;
+use crate::view::{AcknowledgementOutput, InferenceServiceOutput, ServedModelOutput};
 
 pub(super) async fn run(app: &App, command: Inference) -> Outcome<u8> {
     match command {
@@ -27,7 +28,7 @@ pub(super) async fn run(app: &App, command: Inference) -> Outcome<u8> {
                 .acknowledge_provider_signer(provider, show)
                 .await?;
             app.output.line(acknowledged_text(receipt.is_some()));
-            app.output.json(&receipt);
+            app.output.json(&AcknowledgementOutput::from(&receipt));
         }
         Inference::GetSecret {
             provider,
@@ -124,6 +125,7 @@ async fn list_providers(app: &App, include_invalid: bool) -> Outcome {
         }
         app.output.table(&table);
     }
+    let services: Vec<_> = services.iter().map(InferenceServiceOutput::from).collect();
     app.output.json(&services);
     Ok(())
 }
@@ -140,6 +142,7 @@ async fn get_models(app: &App, provider: Address) -> Outcome {
             .to_owned()]);
     }
     app.output.table(&table);
+    let models: Vec<_> = models.iter().map(ServedModelOutput::from).collect();
     app.output.json(&models);
     Ok(())
 }

@@ -1,14 +1,13 @@
 //! The prepaid account and the sub-accounts.
 
-use serde::Serialize;
-use serde_json::json;
 use zerog_sdk::amount::format_0g;
-use zerog_sdk::{Address, Broker, Error, LedgerAccount, PendingRefund, Receipt, ServiceKind, U256};
+use zerog_sdk::{Address, Broker, Error, PendingRefund, Receipt, ServiceKind, U256};
 
 use crate::app::{App, Wallet};
 use crate::args::{RetrieveFund, SubAccount, TransferFund};
 use crate::exit_code::Outcome;
 use crate::output::Table;
+use crate::view::{AccountOutput, LedgerOutput, ReceiptOutput, RetrievalOutput, SubAccountOutput};
 
 pub(super) async fn deposit(app: &App, amount: U256) -> Outcome {
     let broker = app.broker(Wallet::Needed).await?;
@@ -46,19 +45,10 @@ pub(super) async fn refund(app: &App, amount: U256) -> Outcome {
 /// Prints what a transaction did.
 pub(super) fn done(app: &App, text: &str, receipt: &Receipt) {
     app.output.line(text);
-    app.output.json(receipt);
+    app.output.json(&ReceiptOutput::from(receipt));
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct AccountView {
-    ledger: LedgerAccount,
-    wallet_balance: U256,
-    sub_accounts: Vec<SubAccountView>,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
+/// A sub-account as it is shown.
 struct SubAccountView {
     service: ServiceKind,
     provider: Address,
@@ -66,6 +56,24 @@ struct SubAccountView {
     pending_refund: U256,
     acknowledged: bool,
     refunds: Vec<PendingRefund>,
+}
+
+impl SubAccountView {
+    fn available(&self) -> U256 {
+        self.balance.saturating_sub(self.pending_refund)
+    }
+
+    fn output(&self) -> SubAccountOutput {
+        SubAccountOutput {
+            service: self.service,
+            provider: self.provider,
+            balance_neuron: self.balance.to_string(),
+            pending_refund_neuron: self.pending_refund.to_string(),
+            available_neuron: self.available().to_string(),
+            acknowledged: self.acknowledged,
+            refunds: self.refunds.clone(),
+        }
+    }
 }
 
 pub(super) async fn get_account(app: &App) -> Outcome {
@@ -109,10 +117,10 @@ pub(super) async fn get_account(app: &App) -> Outcome {
         }
         app.output.table(&table);
     }
-    app.output.json(&AccountView {
-        ledger,
-        wallet_balance,
-        sub_accounts,
+    app.output.json(&AccountOutput {
+        ledger: LedgerOutput::from(&ledger),
+        wallet_balance_neuron: wallet_balance.to_string(),
+        sub_accounts: sub_accounts.iter().map(SubAccountView::output).collect(),
     });
     Ok(())
 }
@@ -163,10 +171,7 @@ pub(super) async fn get_sub_account(app: &App, arguments: &SubAccount) -> Outcom
     table.row(["Provider".into(), view.provider.to_string()]);
     table.row(["Balance (0G)".into(), format_0g(view.balance)]);
     table.row(["Asked back (0G)".into(), format_0g(view.pending_refund)]);
-    table.row([
-        "Available (0G)".into(),
-        format_0g(view.balance.saturating_sub(view.pending_refund)),
-    ]);
+    table.row(["Available (0G)".into(), format_0g(view.available())]);
     table.row([
         "Provider acknowledged".into(),
         if view.acknowledged {
@@ -183,7 +188,7 @@ pub(super) async fn get_sub_account(app: &App, arguments: &SubAccount) -> Outcom
         }
         app.output.table(&table);
     }
-    app.output.json(&view);
+    app.output.json(&view.output());
     Ok(())
 }
 
@@ -273,10 +278,10 @@ pub(super) async fn retrieve_fund(app: &App, arguments: &RetrieveFund) -> Outcom
                 "Asked for refunds from the {service} sub-accounts and collected unlocked ones"
             ));
         }
-        receipts.extend(
-            sent.into_iter()
-                .map(|receipt| json!({ "service": service, "receipt": receipt })),
-        );
+        receipts.extend(sent.iter().map(|receipt| RetrievalOutput {
+            service,
+            receipt: ReceiptOutput::from(receipt),
+        }));
     }
     if receipts.is_empty() {
         app.output

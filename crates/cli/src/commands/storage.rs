@@ -12,6 +12,7 @@ use zerog_sdk::{B256, Progress};
 use crate::app::{App, Wallet, parse_file_key, read_secret_file};
 use crate::args::Storage;
 use crate::exit_code::{AUTHENTICATION, Failure, Outcome};
+use crate::view::{StorageCostOutput, StoredOutput};
 
 pub(super) async fn run(app: &App, command: Storage) -> Outcome {
     match command {
@@ -61,7 +62,7 @@ pub(super) async fn run(app: &App, command: Storage) -> Outcome {
         Storage::Root { file } => {
             let root = file_root(&file)?;
             app.output.line(format!("Root hash: {root}"));
-            app.output.json(&json!({ "rootHash": root }));
+            app.output.json(&json!({ "root_hash": root }));
             Ok(())
         }
         Storage::Cost { file } => cost(app, &file).await,
@@ -106,6 +107,7 @@ async fn upload(app: &App, path: &Path, options: &UploadOptions) -> Outcome {
         [root] => format!("Root hash: {root}"),
         roots => format!("Root hashes: {}", roots.join(",")),
     });
+    let outcomes: Vec<_> = outcomes.iter().map(StoredOutput::from).collect();
     app.output.json(&outcomes);
     Ok(())
 }
@@ -120,7 +122,7 @@ async fn download(app: &App, path: &Path, roots: &[B256], options: &DownloadOpti
     app.output
         .line(format!("Downloaded and verified {}", path.display()));
     app.output.json(&json!({
-        "path": path, "rootHashes": roots, "size": outcome.size, "resumedBytes": outcome.resumed_bytes,
+        "path": path, "root_hashes": roots, "bytes": outcome.size, "resumed_bytes": outcome.resumed_bytes,
     }));
     Ok(())
 }
@@ -138,7 +140,7 @@ async fn cost(app: &App, path: &Path) -> Outcome {
         format_0g(cost.fee),
         cost.sectors
     ));
-    app.output.json(&cost);
+    app.output.json(&StorageCostOutput::from(&cost));
     Ok(())
 }
 

@@ -13,6 +13,7 @@ use crate::app::{App, Wallet, is_interactive};
 use crate::args::{self, TaskArgs, Via};
 use crate::exit_code::{Failure, Outcome, PROVIDER};
 use crate::output::{Table, wrapped, write_text};
+use crate::view::TaskOutput;
 
 pub(super) async fn create(app: &App, arguments: &args::CreateTask) -> Outcome {
     match (&arguments.dataset, &arguments.dataset_path) {
@@ -65,7 +66,7 @@ pub(super) async fn create(app: &App, arguments: &args::CreateTask) -> Outcome {
         .await?;
     app.output.line(format!("Created Task ID: {task}"));
     if !arguments.wait {
-        app.output.json(&json!({ "id": task }));
+        app.output.json(&json!({ "task_id": task }));
         return Ok(());
     }
     let view = wait(app, &broker, provider, task).await?;
@@ -78,7 +79,7 @@ pub(super) async fn create(app: &App, arguments: &args::CreateTask) -> Outcome {
     }
     app.output.line(format!("Task {task} is {}", view.progress));
     app.output.note(next_step(provider, task));
-    app.output.json(&view);
+    app.output.json(&TaskOutput::from(&view));
     Ok(())
 }
 
@@ -261,7 +262,7 @@ pub(super) async fn get(app: &App, arguments: &TaskArgs) -> Outcome {
             task_hint(arguments.provider, &task)
         ));
     }
-    app.output.json(&task);
+    app.output.json(&TaskOutput::from(&task));
     Ok(())
 }
 
@@ -314,6 +315,7 @@ pub(super) async fn list(app: &App, provider: Address) -> Outcome {
         ]);
     }
     app.output.table(&table);
+    let tasks: Vec<_> = tasks.iter().map(TaskOutput::from).collect();
     app.output.json(&tasks);
     Ok(())
 }
@@ -360,7 +362,8 @@ pub(super) async fn cancel(app: &App, provider: Address, task: TaskId) -> Outcom
     let broker = app.broker(Wallet::Needed).await?;
     let text = broker.fine_tuning.cancel_task(provider, task).await?;
     app.output.line(&text);
-    app.output.json(&json!({ "id": task, "message": text }));
+    app.output
+        .json(&json!({ "task_id": task, "message": text }));
     Ok(())
 }
 

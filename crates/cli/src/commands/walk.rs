@@ -13,6 +13,7 @@ use super::task;
 use crate::app::{App, Wallet};
 use crate::args::Run;
 use crate::exit_code::{Failure, Outcome};
+use crate::view::{AcknowledgedOutput, DeploymentOutput, TaskOutput};
 
 /// Longest wait for the settlement that puts the key on chain.
 const KEY_TIMEOUT: Duration = Duration::from_secs(600);
@@ -142,8 +143,16 @@ pub(super) async fn run(app: &App, arguments: &Run) -> Outcome {
         ));
     }
     app.output.json(&json!({
-        "taskId": id, "provider": provider, "inferenceProvider": serving, "quote": quote, "funds": plan, "task": view,
-        "model": acknowledged, "adapterDir": folder, "manifest": manifest, "deployed": deployed,
+        "task_id": id,
+        "provider": provider,
+        "inference_provider": serving,
+        "quote": quote,
+        "funds": plan,
+        "task": TaskOutput::from(&view),
+        "model": AcknowledgedOutput::from(&acknowledged),
+        "adapter_dir": folder,
+        "manifest": manifest,
+        "deployed": deployed.as_ref().map(DeploymentOutput::from),
     }));
     Ok(())
 }

@@ -1,118 +1,15 @@
 //! A provider that is killed with SIGKILL in each state goes on where it was, and the task still ends well.
 
-use std::fs;
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use alloy_primitives::U256;
 use serde_json::Value;
 
-use crate::support::{Cli, Network, Process, binary, fixture, wait_for};
+use crate::provider_process::{BOTH_ROLES, ProviderProcess};
+use crate::support::{Cli, Network, fixture, wait_for};
 
 /// Long enough that every state can be caught, short enough for a test.
 const PARAMS: &str = r#"{"num_train_epochs": 4, "per_device_train_batch_size": 8, "learning_rate": 0.002, "lora_dropout": 0.0, "max_seq_length": 128}"#;
-
-struct Provider {
-    config: PathBuf,
-    log: PathBuf,
-    process: Process,
-}
-
-impl Provider {
-    fn start(network: &Network) -> Self {
-        let folder = network.folder.path();
-        let port = free_port();
-        let info = &network.info;
-        let key_file = folder.join("provider.key");
-        fs::write(&key_file, &info.accounts[2].private_key).unwrap();
-        let model = fixture("tiny-qwen");
-        let config = folder.join("provider.toml");
-        let text = format!(
-            r#"data_dir = "{data}"
-
-[chain]
-network = "devnet"
-rpc_url = "{rpc}"
-wallet_key_file = "{key}"
-storage_indexer_url = "{indexer}"
-poll_interval_ms = 200
-
-[identity]
-tee = "simulated"
-
-[server]
-listen = "127.0.0.1:{port}"
-
-[[models]]
-name = "mock-model"
-folder = "{model}"
-
-[[models]]
-name = "Qwen2.5-0.5B-Instruct"
-folder = "{model}"
-stand_in = true
-
-[fine_tuning]
-
-[inference]
-model = "Qwen2.5-0.5B-Instruct"
-"#,
-            data = folder.join("provider").display(),
-            rpc = info.rpc_url,
-            key = key_file.display(),
-            indexer = info.indexer_url,
-        );
-        fs::write(&config, text).unwrap();
-        let log = folder.join("provider.log");
-        let process = Self::spawn(&config, &log);
-        let provider = Self {
-            config,
-            log,
-            process,
-        };
-        provider.wait_answers(port);
-        provider
-    }
-
-    fn spawn(config: &PathBuf, log: &PathBuf) -> Process {
-        let log = fs::File::options()
-            .create(true)
-            .append(true)
-            .open(log)
-            .unwrap();
-        Process::spawn(
-            Command::new(binary("ZEROG_PROVIDER_BINARY", "0g-compute-provider"))
-                .args(["serve", "--config"])
-                .arg(config)
-                .stdout(Stdio::null())
-                .stderr(log),
-        )
-    }
-
-    fn wait_answers(&self, port: u16) {
-        wait_for("the provider to answer", Duration::from_secs(60), || {
-            std::net::TcpStream::connect(("127.0.0.1", port)).ok()
-        });
-    }
-
-    fn kill_and_restart(&mut self) {
-        self.process.kill();
-        self.process = Self::spawn(&self.config, &self.log);
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
-    }
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
-}
 
 /// The newest task, or nothing while the provider is down.
 fn newest_task(cli: &Cli, provider: &str) -> Option<Value> {
@@ -126,17 +23,10 @@ fn newest_task(cli: &Cli, provider: &str) -> Option<Value> {
 #[test]
 fn a_task_survives_a_kill_in_every_state() {
     let network = Network::start(&["--no-provider"]);
-    let mut provider_process = Provider::start(&network);
+    let mut provider_process = ProviderProcess::start(&network, "provider", 2, BOTH_ROLES);
     let provider = network.info.provider_address.to_string();
     let cli = Cli::logged_in(&network, 3);
-    wait_for(
-        "the services to be acknowledged",
-        Duration::from_secs(60),
-        || {
-            let services = cli.json(&["fine-tuning", "list-providers"]);
-            (!services.as_array()?.is_empty()).then_some(())
-        },
-    );
+    provider_process.wait_acknowledged(&cli, &["fine-tuning", "inference"]);
     cli.ok(&["deposit", "--amount", "5"]);
     cli.ok(&[
         "transfer-fund",
@@ -160,11 +50,7 @@ fn a_task_survives_a_kill_in_every_state() {
         "--config-path",
         &params,
     ]);
-    let task = created["id"]
-        .as_str()
-        .or(created["task_id"].as_str())
-        .expect("a task id")
-        .to_owned();
+    let task = created["task_id"].as_str().expect("a task id").to_owned();
 
     // One kill for every state that is seen; quick ones may pass unseen, the long ones may not.
     let mut killed_in: Vec<String> = Vec::new();
@@ -228,8 +114,8 @@ fn a_task_survives_a_kill_in_every_state() {
         "--service",
         "fine-tuning",
     ]);
-    let balance: U256 = account["balance"].as_str().unwrap().parse().unwrap();
-    let fee: U256 = view["fee"].as_str().unwrap().parse().unwrap();
+    let balance: U256 = account["balance_neuron"].as_str().unwrap().parse().unwrap();
+    let fee: U256 = view["fee_neuron"].as_str().unwrap().parse().unwrap();
     assert!(!fee.is_zero());
     assert_eq!(
         balance + fee,

@@ -6,6 +6,9 @@
 mod cli_walk;
 mod demo;
 mod examples;
+mod handover;
+mod json_output;
 mod kill;
 mod ports;
+mod provider_process;
 mod support;

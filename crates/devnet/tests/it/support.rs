@@ -44,6 +44,11 @@ impl Process {
         self.0.wait().expect("the process is ours");
     }
 
+    /// Process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.0.id()
+    }
+
     pub(crate) fn exit_status(&mut self) -> Option<std::process::ExitStatus> {
         self.0.try_wait().expect("the process is ours")
     }
@@ -151,15 +156,35 @@ impl Cli {
     }
 
     pub(crate) fn run(&self, arguments: &[&str]) -> Output {
-        Command::new(binary("ZEROG_CLI_BINARY", "0g-compute-cli"))
+        let program = Command::new(binary("ZEROG_CLI_BINARY", "0g-compute-cli"));
+        self.run_as(program, arguments)
+    }
+
+    /// Runs the command line by another command that ends in it.
+    pub(crate) fn run_as(&self, mut program: Command, arguments: &[&str]) -> Output {
+        self.prepare(&mut program, arguments)
+            .output()
+            .expect("the command line starts")
+    }
+
+    /// Starts a command and does not wait for it.
+    pub(crate) fn spawn(&self, arguments: &[&str]) -> Child {
+        let mut program = Command::new(binary("ZEROG_CLI_BINARY", "0g-compute-cli"));
+        self.prepare(&mut program, arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the command line starts")
+    }
+
+    fn prepare<'a>(&self, program: &'a mut Command, arguments: &[&str]) -> &'a mut Command {
+        program
             .args(arguments)
             .env("HOME", &self.home)
             .env_remove("ZG_PRIVATE_KEY")
             .env("NO_COLOR", "1")
             .current_dir(&self.home)
             .stdin(Stdio::null())
-            .output()
-            .expect("the command line starts")
     }
 
     /// Runs a command that must succeed and returns what it printed.

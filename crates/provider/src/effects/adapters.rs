@@ -119,8 +119,7 @@ async fn fetch(
     let source = if own.is_file() {
         own
     } else {
-        folder = tempfile::tempdir_in(app.vault.incoming())
-            .map_err(|error| EffectError::retry(FailureReason::Internal, error))?;
+        folder = tempfile::tempdir_in(app.vault.incoming())?;
         let root: B256 = row.storage_root.parse().map_err(|_| {
             EffectError::permanent(
                 FailureReason::DatasetUnavailable,
@@ -142,9 +141,7 @@ async fn fetch(
     };
     app.run_blocking(move || {
         let zip = open_to_memory(&source, &key, Some(signer)).map_err(|error| match error {
-            VaultError::Archive(ArchiveError::Io(error)) => {
-                EffectError::retry(FailureReason::Internal, error)
-            }
+            VaultError::Archive(ArchiveError::Io(error)) => error.into(),
             VaultError::Archive(error) => {
                 EffectError::permanent(FailureReason::DatasetInvalid, error)
             }

@@ -14,12 +14,15 @@ use zerog_lifecycle::event::{EffectFailure, FailureReason};
 
 use crate::outbox::OutboxError;
 use crate::store::StoreError;
-use crate::vault::VaultError;
+use crate::vault::{VaultError, is_disk_full};
 
 pub(crate) use adapters::{Reload, register_own_adapter, reload};
-pub(crate) use clean_up::sweep_datasets;
+pub(crate) use clean_up::{remove_dataset, sweep_datasets};
 pub(crate) use deliver::acknowledged_on_chain;
 pub(crate) use runner::start;
+
+/// What users are told about a full disk.
+const DISK_FULL: &str = "the provider has no disk space left";
 
 /// Why an executor did not fulfil its effect.
 #[derive(Debug)]
@@ -40,6 +43,18 @@ impl EffectError {
     }
 }
 
+impl From<std::io::Error> for EffectError {
+    fn from(error: std::io::Error) -> Self {
+        tracing::error!(%error, "a file failed");
+        let detail = if is_disk_full(&error) {
+            DISK_FULL
+        } else {
+            "a file of the provider could not be used"
+        };
+        Self::retry(FailureReason::Internal, detail)
+    }
+}
+
 impl From<StoreError> for EffectError {
     fn from(error: StoreError) -> Self {
         tracing::error!(%error, "the database failed");
@@ -50,10 +65,12 @@ impl From<StoreError> for EffectError {
 impl From<VaultError> for EffectError {
     fn from(error: VaultError) -> Self {
         tracing::error!(%error, "a sealed file failed");
-        Self::retry(
-            FailureReason::Internal,
-            "a file of the provider could not be used",
-        )
+        let detail = if error.is_disk_full() {
+            DISK_FULL
+        } else {
+            "a file of the provider could not be used"
+        };
+        Self::retry(FailureReason::Internal, detail)
     }
 }
 

@@ -72,12 +72,7 @@ async fn find_dataset(app: &Arc<App>, row: &TaskRow) -> Result<DatasetRow, Effec
             "the dataset hash is not 0x and 64 digits",
         )
     })?;
-    let folder = tempfile::tempdir_in(app.vault.incoming()).map_err(|error| {
-        EffectError::retry(
-            FailureReason::Internal,
-            format!("no room for the dataset: {error}"),
-        )
-    })?;
+    let folder = tempfile::tempdir_in(app.vault.incoming())?;
     let path = folder.path().join("dataset");
     app.storage
         .download_file(root, &path, &|_| {})
@@ -131,9 +126,7 @@ fn seal_download(
     target: &std::path::Path,
     key: &FileKey,
 ) -> Result<(), EffectError> {
-    let content = std::fs::read(path)
-        .map(Zeroizing::new)
-        .map_err(|error| EffectError::retry(FailureReason::Internal, error))?;
+    let content = std::fs::read(path).map(Zeroizing::new)?;
     if content.starts_with(ZIP_MAGIC) {
         return Err(EffectError::permanent(
             FailureReason::DatasetInvalid,
@@ -190,12 +183,7 @@ async fn prepare_job(
         let records = Dataset::parse(plaintext.as_slice());
         let count = count_tokens(&tokenizer, records, RenderOptions { max_seq_length })
             .map_err(|error| EffectError::permanent(FailureReason::DatasetInvalid, error))?;
-        create_private_folder(directory.path()).map_err(|error| {
-            EffectError::retry(
-                FailureReason::Internal,
-                format!("the job directory cannot be made: {error}"),
-            )
-        })?;
+        create_private_folder(directory.path())?;
         seal_to_file(
             &directory.dataset(),
             &mut plaintext.as_slice(),

@@ -219,7 +219,11 @@ impl Answered {
 }
 
 /// Waits for the whole answer. The work goes on, and is billed, when the caller leaves.
-async fn whole(meta: Answered, started: Started, slot: Slot) -> Result<Response, ApiError> {
+async fn whole(
+    meta: Answered,
+    started: Started,
+    slot: Slot<Address>,
+) -> Result<Response, ApiError> {
     let tracker = meta.app.tracker.clone();
     let work = tracker.spawn(async move {
         let _slot = slot;
@@ -247,7 +251,7 @@ async fn whole(meta: Answered, started: Started, slot: Slot) -> Result<Response,
 }
 
 /// The answer as it is made. What was made before the caller left is billed.
-fn stream(meta: Answered, started: Started, slot: Slot) -> Response {
+fn stream(meta: Answered, started: Started, slot: Slot<Address>) -> Response {
     let completion_id = started.id().id.clone();
     let (sender, receiver) = mpsc::channel::<Bytes>(32);
     let mut events = started.into_stream();

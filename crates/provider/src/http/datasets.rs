@@ -11,7 +11,8 @@ use axum::extract::multipart::{Field, Multipart, MultipartError};
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use tokio::sync::mpsc;
-use zerog_protocol::fine_tuning_api::DatasetUploadResponse;
+use zerog_protocol::fine_tuning_api::{DatasetDeleteRequest, DatasetUploadResponse};
+use zerog_protocol::limits::SIGNATURE_MAX_AGE_S;
 use zerog_protocol::seal::{SealContext, SealPurpose, open_key};
 use zerog_protocol::{FileKey, sealed_archive, signing};
 use zerog_tokenization::check_dataset;
@@ -20,6 +21,7 @@ use zeroize::Zeroizing;
 use super::auth;
 use super::error::ApiError;
 use crate::app::App;
+use crate::effects::remove_dataset;
 use crate::store::DatasetRow;
 use crate::vault::{KeyUse, open_to_memory, seal_to_file};
 
@@ -98,6 +100,54 @@ pub(crate) async fn upload(
         dataset_hash: row.hash,
         message: "Dataset uploaded successfully. Use this hash when creating a fine-tuning task."
             .into(),
+    }))
+}
+
+/// `DELETE /v1/user/{addr}/dataset/{hash}`: at once instead of some days after its last use; not while a task needs it.
+pub(crate) async fn delete(
+    State(app): State<Arc<App>>,
+    Path((address, hash)): Path<(String, String)>,
+    body: Bytes,
+) -> Result<Json<DatasetUploadResponse>, ApiError> {
+    let user = auth::address(&address)?;
+    let request: DatasetDeleteRequest = serde_json::from_slice(&body)
+        .map_err(|error| ApiError::bad_request("invalid_body", format!("bind ctx: {error}")))?;
+    let failed = |error| ApiError::from(error).context("Authentication failed: ");
+    let now_ms = app.clock.system_ms();
+    signing::check_timestamp(request.timestamp, now_ms / 1000).map_err(failed)?;
+    let digest = signing::dataset_delete_hash(&hash, request.timestamp);
+    signing::verify_personal(digest, &request.signature, user).map_err(failed)?;
+    let dataset = app.store.dataset(user, &hash).await?.ok_or_else(|| {
+        ApiError::not_found(
+            "dataset_not_found",
+            format!("this provider has no dataset {hash} of this user"),
+        )
+    })?;
+    if app
+        .store
+        .is_dataset_in_use(&dataset.user_address, &dataset.hash)
+        .await?
+    {
+        return Err(ApiError::conflict(
+            "dataset_in_use",
+            "an unfinished task uses this dataset; cancel the task or wait until it has ended",
+        ));
+    }
+    // Heard twice, it could remove a later upload of the same file.
+    let until_ms = request.timestamp.saturating_add(SIGNATURE_MAX_AGE_S) * 1000;
+    let spent = format!("dataset_delete/{user:#x}/{digest}");
+    if !app.store.spend_signature(&spent, until_ms, now_ms).await? {
+        return Err(ApiError::unauthorized(
+            "Authentication failed: this signature was used before",
+        ));
+    }
+    remove_dataset(&app, &dataset)
+        .await?
+        .map_err(ApiError::internal)?;
+    tracing::info!(dataset.hash = dataset.hash, task.user = %user, "dataset deleted by its owner");
+    Ok(Json(DatasetUploadResponse {
+        dataset_hash: dataset.hash,
+        message: "Dataset deleted.".into(),
     }))
 }
 

@@ -21,8 +21,9 @@ pub(crate) struct Limiter {
     quotes: Buckets<IpAddr>,
     transfers: Buckets<Address>,
     chats: Buckets<Address>,
-    transferring: Counters,
-    chatting: Counters,
+    transferring: Counters<Address>,
+    chatting: Counters<Address>,
+    watching: Counters<IpAddr>,
 }
 
 impl Limiter {
@@ -38,6 +39,7 @@ impl Limiter {
             ),
             transferring: Counters::new(config.transfers_per_user),
             chatting: Counters::new(config.chats_per_user),
+            watching: Counters::new(config.watches_per_address),
         }
     }
 
@@ -46,15 +48,20 @@ impl Limiter {
         self.quotes.take(address)
     }
 
+    /// One stream of a task's news to an address; it ends when the result is dropped.
+    pub(crate) fn watch(&self, address: IpAddr) -> Result<Slot<IpAddr>, ApiError> {
+        self.watching.enter(address)
+    }
+
     /// One upload or download of a user whose signature was verified; it ends when the result is dropped.
-    pub(crate) fn transfer(&self, user: Address) -> Result<Slot, ApiError> {
+    pub(crate) fn transfer(&self, user: Address) -> Result<Slot<Address>, ApiError> {
         let slot = self.transferring.enter(user)?;
         self.transfers.take(user)?;
         Ok(slot)
     }
 
     /// One chat request of a user whose token was verified.
-    pub(crate) fn chat(&self, user: Address) -> Result<Slot, ApiError> {
+    pub(crate) fn chat(&self, user: Address) -> Result<Slot<Address>, ApiError> {
         let slot = self.chatting.enter(user)?;
         self.chats.take(user)?;
         Ok(slot)
@@ -101,12 +108,12 @@ impl<K: std::hash::Hash + Eq> Buckets<K> {
 }
 
 #[derive(Debug)]
-struct Counters {
+struct Counters<K> {
     most: usize,
-    counts: Arc<Mutex<HashMap<Address, usize>>>,
+    counts: Arc<Mutex<HashMap<K, usize>>>,
 }
 
-impl Counters {
+impl<K: std::hash::Hash + Eq + Copy> Counters<K> {
     fn new(most: usize) -> Self {
         Self {
             most,
@@ -114,15 +121,15 @@ impl Counters {
         }
     }
 
-    fn enter(&self, user: Address) -> Result<Slot, ApiError> {
+    fn enter(&self, who: K) -> Result<Slot<K>, ApiError> {
         let mut counts = self.counts.lock();
-        let count = counts.entry(user).or_insert(0);
+        let count = counts.entry(who).or_insert(0);
         if *count >= self.most {
             return Err(ApiError::too_many(1));
         }
         *count += 1;
         Ok(Slot {
-            user,
+            who,
             counts: Arc::clone(&self.counts),
         })
     }
@@ -130,18 +137,18 @@ impl Counters {
 
 /// A place that is free again when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Slot {
-    user: Address,
-    counts: Arc<Mutex<HashMap<Address, usize>>>,
+pub(crate) struct Slot<K: std::hash::Hash + Eq + Copy> {
+    who: K,
+    counts: Arc<Mutex<HashMap<K, usize>>>,
 }
 
-impl Drop for Slot {
+impl<K: std::hash::Hash + Eq + Copy> Drop for Slot<K> {
     fn drop(&mut self) {
         let mut counts = self.counts.lock();
-        if let Some(count) = counts.get_mut(&self.user) {
+        if let Some(count) = counts.get_mut(&self.who) {
             *count = count.saturating_sub(1);
             if *count == 0 {
-                counts.remove(&self.user);
+                counts.remove(&self.who);
             }
         }
     }

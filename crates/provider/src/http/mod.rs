@@ -7,6 +7,7 @@ mod chat;
 mod datasets;
 mod deliveries;
 mod error;
+mod events;
 mod health;
 pub(crate) mod limits;
 mod models;
@@ -19,7 +20,7 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{HeaderName, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{any, get, post};
+use axum::routing::{any, delete, get, post};
 use tokio::net::TcpListener;
 use tower::Layer;
 use tower::util::MapRequestLayer;
@@ -69,11 +70,16 @@ fn router(app: Arc<App>) -> Router {
             .route("/v1/user/{address}/task/{id}", get(tasks::get))
             .route("/v1/user/{address}/task/{id}/cancel", post(tasks::cancel))
             .route("/v1/user/{address}/task/{id}/log", get(tasks::log))
+            .route("/v1/user/{address}/task/{id}/events", get(events::events))
             .route("/v1/user/{address}/task/{id}/lora", post(deliveries::lora))
             .route(
                 "/v1/user/{address}/dataset",
                 // The multipart reader has a limit of its own, with a message.
                 post(datasets::upload).layer(DefaultBodyLimit::disable()),
+            )
+            .route(
+                "/v1/user/{address}/dataset/{hash}",
+                delete(datasets::delete),
             )
             .route("/v1/task/pending", get(tasks::pending))
             .route("/v1/model", get(models::list))
@@ -114,6 +120,7 @@ fn router(app: Arc<App>) -> Router {
                     header::CONTENT_TYPE,
                     header::ACCEPT,
                     header::RANGE,
+                    HeaderName::from_static("last-event-id"),
                 ])
                 .expose_headers(EXPOSED.map(HeaderName::from_static)),
         )

@@ -14,6 +14,7 @@ use zerog_lifecycle::fee::{self, FeeTerms};
 use zerog_lifecycle::{Event, Task, Terms};
 use zerog_protocol::fine_tuning_api::{
     CancelTaskRequest, CreateTaskRequest, CreateTaskResponse, FeeBreakdown, StateTime, TaskView,
+    TrainingProgress,
 };
 use zerog_protocol::task::TaskState;
 use zerog_protocol::training_params::TrainingParams;
@@ -552,15 +553,7 @@ async fn view(app: &App, row: &TaskRow) -> Result<TaskView, ApiError> {
             at_ms: event.at_ms,
         })
         .collect();
-    let is_waiting = matches!(
-        task.state,
-        TaskState::Init | TaskState::SettingUp | TaskState::SetUp
-    );
-    let queue_position = if is_waiting {
-        Some(app.store.pending_before(row.sequence).await?)
-    } else {
-        None
-    };
+    let queue_position = queue_position(app, row).await?;
     Ok(TaskView {
         id: row.id(),
         created_at: Some(task_log::rfc3339(row.created_ms)),
@@ -600,17 +593,31 @@ async fn view(app: &App, row: &TaskRow) -> Result<TaskView, ApiError> {
             storage_fee: fee.storage_fee.to_string(),
             total: fee.total.to_string(),
         }),
-        training: row
-            .progress
-            .as_deref()
-            .and_then(|text| serde_json::from_str(text).ok()),
+        training: training(row),
         model_root_hash: task.root_hash.map(|root| root.to_string()),
         states,
     })
 }
 
+/// Tasks ahead of one that waits.
+pub(super) async fn queue_position(app: &App, row: &TaskRow) -> Result<Option<u64>, StoreError> {
+    let is_waiting = matches!(
+        row.task.state,
+        TaskState::Init | TaskState::SettingUp | TaskState::SetUp
+    );
+    if !is_waiting {
+        return Ok(None);
+    }
+    Ok(Some(app.store.pending_before(row.sequence).await?))
+}
+
+/// Training progress as it was last stored.
+pub(super) fn training(row: &TaskRow) -> Option<TrainingProgress> {
+    serde_json::from_str(row.progress.as_deref()?).ok()
+}
+
 /// What is being done, in words; the state where nothing is.
-fn stage(task: &Task) -> Option<String> {
+pub(super) fn stage(task: &Task) -> Option<String> {
     use zerog_lifecycle::EffectKind as K;
     let kind = task.work.or(task.timer)?.kind;
     let words = match kind {

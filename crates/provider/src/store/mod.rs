@@ -25,7 +25,7 @@ pub use effects::{EffectRow, Subject};
 pub use events::EventRow;
 pub use tasks::{ApplyOutcome, NewTask, TaskRow};
 pub use transactions::TransactionRow;
-pub use usage::{NewUsage, SettlementRow, UsageRow, usage_state};
+pub use usage::{NewUsage, SettlementOutcome, SettlementRow, UsageRow};
 
 /// The migrations in order. Only ever added.
 const MIGRATIONS: &[(i64, &str)] = &[

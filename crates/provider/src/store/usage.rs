@@ -1,4 +1,7 @@
 //! Billed requests and their settlement, one row each, so that a crash never charges twice.
+//!
+//! A request is `reserved` while it runs, `open` when it is done and unpaid, `in_settlement` while a settlement that it is
+//! part of is on its way, and `settled` when it is paid.
 
 use std::collections::BTreeMap;
 
@@ -9,18 +12,15 @@ use sqlx::any::AnyRow;
 use super::tasks::address_text;
 use super::{Store, StoreError, to_i64};
 
-/// The states of a billed request.
-pub mod usage_state {
-    /// Money is kept back for a request that runs.
-    pub const RESERVED: &str = "reserved";
-    /// Done and unpaid.
-    pub const OPEN: &str = "open";
-    /// Part of a settlement on its way.
-    pub const IN_SETTLEMENT: &str = "in_settlement";
-    /// Paid.
-    pub const SETTLED: &str = "settled";
-    /// Will never be paid: the balance was smaller.
-    pub const WRITTEN_OFF: &str = "written_off";
+/// What a settlement did for its requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SettlementOutcome {
+    /// All of them are paid.
+    Paid,
+    /// This much neuron was paid, less than their sum: the oldest are paid first, the rest is owed on.
+    PaidInPart(U256),
+    /// Nothing was paid: all of them are owed on.
+    Refused,
 }
 
 /// A request that begins.
@@ -85,6 +85,19 @@ impl UsageRow {
             input_fee: amount(row, "input_fee")?,
             output_fee: amount(row, "output_fee")?,
         })
+    }
+
+    /// The same request after `covered` of its fee was paid, the prompt's part first.
+    fn owes_after(&self, covered: U256) -> Self {
+        let of_input = self.input_fee.min(covered);
+        let input_fee = self.input_fee - of_input;
+        let fee = self.fee.saturating_sub(covered);
+        Self {
+            fee,
+            input_fee,
+            output_fee: fee.saturating_sub(input_fee),
+            ..self.clone()
+        }
     }
 }
 
@@ -281,7 +294,8 @@ impl Store {
             .collect()
     }
 
-    /// Ends a settlement: its requests become `usage` ([`usage_state`]), and it is not pending any more.
+    /// Ends a settlement: its requests are paid or owed on as the outcome says, and it is not pending any more. A request
+    /// that was paid in part stays open with what is left of its fee.
     ///
     /// # Errors
     /// [`StoreError::Database`].
@@ -289,26 +303,49 @@ impl Store {
         &self,
         user: Address,
         nonce: U256,
-        usage: &'static str,
+        outcome: SettlementOutcome,
     ) -> Result<(), StoreError> {
         let mut transaction = self.begin().await?;
-        let nonce_column = if usage == usage_state::OPEN {
-            None
-        } else {
-            Some(nonce.to_string())
-        };
-        sqlx::query(
-            "UPDATE usage SET state = $1, settlement_nonce = $2
-             WHERE user_address = $3 AND settlement_nonce = $4 AND state = 'in_settlement'",
+        let rows = sqlx::query(
+            "SELECT * FROM usage WHERE user_address = $1 AND settlement_nonce = $2 AND state = 'in_settlement'
+             ORDER BY sequence",
         )
-        .bind(usage)
-        .bind(nonce_column)
         .bind(address_text(user))
         .bind(nonce.to_string())
-        .execute(&mut *transaction)
+        .fetch_all(&mut *transaction)
         .await?;
+        let mut paid = match outcome {
+            SettlementOutcome::Paid => U256::MAX,
+            SettlementOutcome::PaidInPart(paid) => paid,
+            SettlementOutcome::Refused => U256::ZERO,
+        };
+        for row in &rows {
+            let row = UsageRow::read(row)?;
+            let covered = row.fee.min(paid);
+            paid -= covered;
+            let rest = row.owes_after(covered);
+            let is_paid = rest.fee.is_zero();
+            let query = if is_paid {
+                sqlx::query("UPDATE usage SET state = 'settled' WHERE id = $1").bind(&row.id)
+            } else {
+                sqlx::query(
+                    "UPDATE usage SET state = 'open', settlement_nonce = NULL, input_fee = $1, output_fee = $2, fee = $3
+                     WHERE id = $4",
+                )
+                .bind(rest.input_fee.to_string())
+                .bind(rest.output_fee.to_string())
+                .bind(rest.fee.to_string())
+                .bind(&row.id)
+            };
+            query.execute(&mut *transaction).await?;
+        }
+        let state = match outcome {
+            SettlementOutcome::Paid => "settled",
+            SettlementOutcome::PaidInPart(_) => "partial",
+            SettlementOutcome::Refused => "refused",
+        };
         sqlx::query("UPDATE settlement SET state = $1 WHERE user_address = $2 AND nonce = $3")
-            .bind(usage)
+            .bind(state)
             .bind(address_text(user))
             .bind(nonce.to_string())
             .execute(&mut *transaction)

@@ -4,8 +4,10 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod abuse;
+mod events;
 mod http;
 mod recovery;
+mod settlement;
 mod store;
 mod walk;
 mod world;

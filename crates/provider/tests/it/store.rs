@@ -7,8 +7,8 @@ use zerog_lifecycle::{EffectKey, EffectKind, Event, Task, Terms, Timestamp};
 use zerog_protocol::TaskId;
 use zerog_protocol::task::TaskState;
 use zerog_provider::store::{
-    ApplyOutcome, DatasetRow, NewAdapter, NewTask, NewUsage, SettlementRow, Store, StoreError,
-    Subject, TransactionRow, usage_state,
+    ApplyOutcome, DatasetRow, NewAdapter, NewTask, NewUsage, SettlementOutcome, SettlementRow,
+    Store, StoreError, Subject, TransactionRow,
 };
 
 const NOW: Timestamp = Timestamp(1_000_000);
@@ -421,17 +421,38 @@ async fn reservations_bills_and_settlements_add_up() {
         );
         // It did not land: everything is open again, and may be settled under another nonce.
         store
-            .end_settlement(user, settlement.nonce, usage_state::OPEN)
+            .end_settlement(user, settlement.nonce, SettlementOutcome::Refused)
             .await
             .unwrap();
         assert_eq!(store.open_usage().await.unwrap().len(), 1);
+        // Paid in part: what is left is owed on, and the prompt's part is paid first.
         let again = SettlementRow {
             nonce: U256::from(8),
             ..settlement
         };
         store.begin_settlement(&again, &open, 2).await.unwrap();
+        let in_part = SettlementOutcome::PaidInPart(U256::from(10));
         store
-            .end_settlement(user, again.nonce, usage_state::SETTLED)
+            .end_settlement(user, again.nonce, in_part)
+            .await
+            .unwrap();
+        let rest = store
+            .open_usage()
+            .await
+            .unwrap()
+            .remove(&format!("{user:#x}"))
+            .unwrap();
+        let fees = [rest[0].fee, rest[0].input_fee, rest[0].output_fee];
+        assert_eq!(fees, [U256::from(4), U256::ZERO, U256::from(4)]);
+        assert!(store.pending_settlements().await.unwrap().is_empty());
+
+        let last = SettlementRow {
+            nonce: U256::from(9),
+            ..again
+        };
+        store.begin_settlement(&last, &rest, 3).await.unwrap();
+        store
+            .end_settlement(user, last.nonce, SettlementOutcome::Paid)
             .await
             .unwrap();
         assert_eq!(store.unsettled_fee(user).await.unwrap(), U256::ZERO);

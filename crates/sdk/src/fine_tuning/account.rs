@@ -13,8 +13,10 @@ use crate::progress::Progress;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct PendingRefund {
     /// Neuron.
+    #[serde(rename = "amount_neuron", serialize_with = "crate::neuron::serialize")]
     pub amount: U256,
     /// Seconds until it can be collected; 0 = now.
+    #[serde(rename = "remaining_s")]
     pub remain_time: u64,
 }
 

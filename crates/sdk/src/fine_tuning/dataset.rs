@@ -7,13 +7,15 @@ use std::time::Duration;
 
 use alloy_primitives::{Address, B256, Keccak256};
 use serde::Serialize;
-use zerog_protocol::fine_tuning_api::DatasetUploadResponse;
+use zerog_protocol::fine_tuning_api::{DatasetDeleteRequest, DatasetUploadResponse};
 use zerog_protocol::limits::MAX_DATASET_BYTES;
 use zerog_protocol::seal::{SealContext, SealPurpose, seal_key};
+use zerog_protocol::sealed_archive::ArchiveError;
 use zerog_protocol::{FileKey, SecretKey, sealed_archive, signing};
 use zerog_tokenization::check_dataset;
 
 use super::FineTuning;
+use super::services::path_segment;
 use crate::broker::Context;
 use crate::error::{Error, Result, ServiceKind};
 use crate::progress::Progress;
@@ -44,7 +46,6 @@ pub struct UploadOptions {
 
 /// An accepted dataset.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
 pub struct UploadResult {
     /// Hash to create a task with.
     pub dataset_hash: String,
@@ -147,6 +148,35 @@ impl FineTuning {
         })
     }
 
+    /// Removes an uploaded dataset from a provider now, instead of some days after its last use.
+    ///
+    /// # Errors
+    /// The provider's refusal: it has no such dataset, or an unfinished task uses it.
+    pub async fn delete_dataset(&self, provider: Address, dataset_hash: &str) -> Result<String> {
+        let wallet = self.context.wallet()?;
+        let timestamp = Context::now_s();
+        let request = DatasetDeleteRequest {
+            signature: signing::sign_personal(
+                wallet,
+                signing::dataset_delete_hash(dataset_hash, timestamp),
+            ),
+            timestamp,
+        };
+        let path = format!(
+            "/v1/user/{}/dataset/{}",
+            wallet.address(),
+            path_segment(dataset_hash)
+        );
+        let url = join(&self.get_provider_url(provider).await?, &path);
+        let answer = self
+            .context
+            .http
+            .delete_json("delete dataset", &url, &request)
+            .await?;
+        let deleted: DatasetUploadResponse = parse_json("delete dataset", &answer.body)?;
+        Ok(deleted.message)
+    }
+
     /// Stores a file **in clear** on the public storage network and returns its root hash. Anyone who knows the root can
     /// read it.
     ///
@@ -205,9 +235,12 @@ impl FineTuning {
         let mut file = tempfile::tempfile()
             .map_err(|error| Error::file("create", std::env::temp_dir(), error))?;
         sealed_archive::encrypt(&mut plaintext, &mut file, &file_key, wallet).map_err(|error| {
-            Error::Archive {
-                path: path.to_path_buf(),
-                reason: error.to_string(),
+            match error {
+                ArchiveError::Io(error) => Error::file("write", std::env::temp_dir(), error),
+                other => Error::Archive {
+                    path: path.to_path_buf(),
+                    reason: other.to_string(),
+                },
             }
         })?;
         Ok(SealedFile { sealed_key, file })

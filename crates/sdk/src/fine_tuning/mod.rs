@@ -6,6 +6,7 @@ pub mod deliverable;
 pub mod quote;
 pub mod services;
 pub mod task;
+pub mod watch;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -60,14 +60,27 @@ pub struct FeeQuote {
     /// Optimiser steps of the run.
     pub total_steps: u64,
     /// Neuron for one token.
+    #[serde(
+        rename = "price_per_token_neuron",
+        serialize_with = "crate::neuron::serialize"
+    )]
     pub price_per_token: U256,
     /// Multiplier of the base model.
     pub price_coefficient: u64,
     /// Training part in neuron.
+    #[serde(
+        rename = "training_fee_neuron",
+        serialize_with = "crate::neuron::serialize"
+    )]
     pub training_fee: U256,
     /// Storage part in neuron.
+    #[serde(
+        rename = "storage_fee_neuron",
+        serialize_with = "crate::neuron::serialize"
+    )]
     pub storage_fee: U256,
     /// Sum in neuron.
+    #[serde(rename = "total_neuron", serialize_with = "crate::neuron::serialize")]
     pub total: U256,
     /// Whether the provider may charge a different sum.
     pub is_estimate: bool,

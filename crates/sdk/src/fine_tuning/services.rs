@@ -308,7 +308,10 @@ fn readme(package: Vec<u8>) -> Result<Vec<u8>> {
 }
 
 /// Writes a whole file through a temporary one, so that a failure leaves nothing behind.
-pub(crate) fn write_file(path: &Path, content: &[u8]) -> Result<()> {
+///
+/// # Errors
+/// [`Error::File`] or [`Error::DiskFull`].
+pub fn write_file(path: &Path, content: &[u8]) -> Result<()> {
     use std::io::Write;
     let failed = |error| Error::file("write", path, error);
     let folder = path

@@ -1,19 +1,15 @@
-//! Tasks: create, look, wait, cancel, logs.
-
-use std::time::{Duration, Instant};
+//! Tasks: create, look, cancel, logs.
 
 use alloy_primitives::{Address, B256, U256};
 use zerog_protocol::fine_tuning_api::{
-    CancelTaskRequest, CreateTaskRequest, CreateTaskResponse, TaskView, TrainingProgress,
+    CancelTaskRequest, CreateTaskRequest, CreateTaskResponse, TaskView,
 };
-use zerog_protocol::task::TaskState;
 use zerog_protocol::{TaskId, signing};
 
 use super::FineTuning;
 use super::quote::parse_params;
 use crate::broker::Context;
 use crate::error::{Error, Result, ServiceKind};
-use crate::progress::Progress;
 use crate::provider_client::{MAX_FILE_BYTES, join, parse_json};
 
 /// What a task is made of.
@@ -32,16 +28,6 @@ pub struct CreateTask {
     /// Most neuron that the task may cost; only providers of ours check it. None: no bound.
     pub max_fee: Option<U256>,
 }
-
-/// Bounds of a wait.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct WaitOptions {
-    /// Longest wait; none: until the task ends.
-    pub timeout: Option<Duration>,
-}
-
-/// How long a provider may be unreachable during a wait before the wait fails.
-const PATIENCE: Duration = Duration::from_secs(5 * 60);
 
 impl FineTuning {
     /// Signs and submits a task. Model, parameters and queue are checked first; the fee is worked out by the provider
@@ -169,7 +155,12 @@ impl FineTuning {
         }
     }
 
-    async fn task_at(&self, base: &str, user: Address, task: TaskId) -> Result<TaskView> {
+    pub(super) async fn task_at(
+        &self,
+        base: &str,
+        user: Address,
+        task: TaskId,
+    ) -> Result<TaskView> {
         let url = join(base, &format!("/v1/user/{user}/task/{task}"));
         self.context.http.get_json("get task", &url, None).await
     }
@@ -213,151 +204,5 @@ impl FineTuning {
             .http
             .get_text("get log", &url, MAX_FILE_BYTES)
             .await
-    }
-
-    /// Hands out the log as it grows, until the task ends or waits for its user.
-    ///
-    /// # Errors
-    /// As [`FineTuning::get_log`].
-    pub async fn follow_log(
-        &self,
-        provider: Address,
-        task: TaskId,
-        mut on_text: impl FnMut(&str) + Send,
-    ) -> Result<TaskView> {
-        let mut shown = 0;
-        loop {
-            // The state first: what is logged before it is then surely in the text.
-            let view = self.get_task(provider, Some(task)).await?;
-            match self.get_log(provider, Some(task)).await {
-                Ok(log) => {
-                    if let Some(news) = log.get(shown..).filter(|news| !news.is_empty()) {
-                        on_text(news);
-                    }
-                    shown = log.len();
-                }
-                // A task that has not begun may have no log yet.
-                Err(Error::ProviderRefused {
-                    status: 404 | 500, ..
-                }) => {}
-                Err(error) => return Err(error),
-            }
-            if view
-                .state()
-                .is_some_and(|state| state.is_terminal() || state.is_downloadable())
-            {
-                return Ok(view);
-            }
-            tokio::time::sleep(self.context.poll_interval()).await;
-        }
-    }
-
-    /// Waits until the adapter can be downloaded.
-    ///
-    /// # Errors
-    /// [`Error::TaskEnded`] when the task fails or is cancelled, [`Error::Timeout`], or an unreachable provider.
-    pub async fn wait_for_delivery(
-        &self,
-        provider: Address,
-        task: TaskId,
-        options: &WaitOptions,
-        on_progress: impl FnMut(Progress) + Send,
-    ) -> Result<TaskView> {
-        self.wait_for_state(provider, task, TaskState::Delivered, options, on_progress)
-            .await
-    }
-
-    /// Waits until a task is in `target` or a later state, telling every change.
-    ///
-    /// # Errors
-    /// As [`FineTuning::wait_for_delivery`].
-    pub async fn wait_for_state(
-        &self,
-        provider: Address,
-        task: TaskId,
-        target: TaskState,
-        options: &WaitOptions,
-        mut on_progress: impl FnMut(Progress) + Send,
-    ) -> Result<TaskView> {
-        let user = self.context.user()?;
-        let base = self.get_provider_url(provider).await?;
-        let started = Instant::now();
-        let mut last: Option<Progress> = None;
-        let mut last_state = None;
-        let mut unreachable_since: Option<Instant> = None;
-        loop {
-            match self.task_at(&base, user, task).await {
-                Ok(view) => {
-                    unreachable_since = None;
-                    last_state = Some(view.progress.clone());
-                    let news = task_progress(&view);
-                    if last.as_ref() != Some(&news) {
-                        on_progress(news.clone());
-                        last = Some(news);
-                    }
-                    match view.state() {
-                        Some(TaskState::Failed | TaskState::Cancelled) => {
-                            return Err(ended(task, view));
-                        }
-                        Some(state) if rank(state) >= rank(target) => return Ok(view),
-                        _ => {}
-                    }
-                }
-                // Providers restart; a task survives that.
-                Err(error) if error.is_passing() => {
-                    let since = *unreachable_since.get_or_insert_with(Instant::now);
-                    if since.elapsed() > PATIENCE {
-                        return Err(error);
-                    }
-                }
-                Err(error) => return Err(error),
-            }
-            if let Some(timeout) = options
-                .timeout
-                .filter(|timeout| started.elapsed() >= *timeout)
-            {
-                let what = format!(
-                    "task {task} to reach {target}; it goes on without you, see `fine-tuning get-task`"
-                );
-                return Err(Error::Timeout {
-                    what,
-                    waited: timeout,
-                    last: last_state,
-                });
-            }
-            tokio::time::sleep(self.context.poll_interval()).await;
-        }
-    }
-}
-
-/// Place in the order of a task's life.
-fn rank(state: TaskState) -> usize {
-    TaskState::ALL
-        .iter()
-        .position(|other| *other == state)
-        .unwrap_or(0)
-}
-
-fn ended(task: TaskId, view: TaskView) -> Error {
-    let reason = view
-        .failure_reason
-        .unwrap_or_else(|| "the provider gave no reason".to_owned());
-    Error::TaskEnded {
-        task,
-        state: view.progress,
-        reason,
-    }
-}
-
-fn task_progress(view: &TaskView) -> Progress {
-    let training: Option<&TrainingProgress> = view.training.as_ref();
-    Progress::Task {
-        state: view.progress.clone(),
-        step: training.map(|training| training.step),
-        total_steps: training.map(|training| training.total_steps),
-        loss: training.and_then(|training| training.loss),
-        eta_s: training.and_then(|training| training.eta_s),
-        queue_position: view.queue_position,
-        stage: view.stage.clone(),
     }
 }

@@ -51,13 +51,14 @@ impl fmt::Debug for RequestHeaders {
 
 /// A long-lived token for programs.
 #[derive(Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
 pub struct ApiKey {
     /// 0 to 254; the handle for revoking it.
     pub token_id: u8,
     /// Unix milliseconds.
+    #[serde(rename = "created_at_ms")]
     pub created_at: u64,
     /// Unix milliseconds; 0 = never.
+    #[serde(rename = "expires_at_ms")]
     pub expires_at: u64,
     /// The `app-sk-…` text.
     pub raw_token: String,
@@ -80,6 +81,10 @@ pub struct Funding {
     /// Whether the signer was acknowledged.
     pub acknowledged: bool,
     /// Neuron moved into the sub-account.
+    #[serde(
+        rename = "transferred_neuron",
+        serialize_with = "crate::neuron::serialize"
+    )]
     pub transferred: U256,
 }
 

@@ -479,6 +479,12 @@ async fn existing(destination: &Path, root: B256, size: Option<u64>) -> Result<O
     .await
 }
 
+/// Whether disk, quota or a limit on file sizes is exhausted.
+fn is_disk_full(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+}
+
 /// The file under construction. It is locked while it is open.
 struct Partial {
     file: Arc<File>,
@@ -546,7 +552,13 @@ impl Partial {
         );
         let (file, path, offset) = (Arc::clone(&self.file), self.path.clone(), unit.offset);
         blocking(move || {
-            write_all_at(&file, &data, offset).map_err(|source| Error::File { path, source })
+            write_all_at(&file, &data, offset).map_err(|source| {
+                // What is kept for the next attempt would only keep the disk full.
+                if is_disk_full(&source) {
+                    let _ = fs::remove_file(&path);
+                }
+                Error::File { path, source }
+            })
         })
         .await?;
         self.complete_bytes = unit.offset + unit.bytes as u64;

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod base_model;
+mod guards;
 mod jobs;
 mod tuning;
 
