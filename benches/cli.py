@@ -63,23 +63,31 @@ def timed(command, runs, **options):
 
 
 def npm_times(home, rpc, runs):
-    """The same questions to the published command line, with a profile that it wrote itself."""
-    modules = common.npm("@0gfoundation/0g-compute-ts-sdk@0.9.0")
-    manifest = json.loads((modules / "@0gfoundation/0g-compute-ts-sdk/package.json").read_text())
-    script = modules / "@0gfoundation/0g-compute-ts-sdk" / manifest["bin"]["0g-compute-cli"]
-    environment = {
-        **os.environ, "HOME": str(home / "npm"), "XDG_CONFIG_HOME": str(home / "npm"), "NO_COLOR": "1", "NO_UPDATE_NOTIFIER": "1",
-        "RPC_ENDPOINT": rpc, "ZG_RPC_ENDPOINT": rpc, "ZG_PRIVATE_KEY": KEY,
-    }
-    (home / "npm").mkdir()
+    """The same questions to the published command line, with the profile that its own set-up and login write.
+
+    It is told that there is no newer version: otherwise each command would wait for a registry as well.
+    """
+    name = "@0gfoundation/0g-compute-ts-sdk"
+    package = common.npm(name + "@0.9.0") / name
+    script = package / json.loads((package / "package.json").read_text())["bin"]["0g-compute-cli"]
+    profile = home / "npm"
+    (profile / ".0g-compute-cli").mkdir(parents=True)
+    settings = {"rpcEndpoint": rpc, "network": "custom", "privateKey": KEY}
+    (profile / ".0g-compute-cli" / "config.json").write_text(json.dumps(settings))
+    note = profile / f"configstore/update-notifier-{name}.json"
+    note.parent.mkdir(parents=True)
+    update = {"latest": "0.9.0", "current": "0.9.0", "type": "latest", "name": name}
+    note.write_text(json.dumps({"optOut": False, "lastUpdateCheck": int(time.time() * 1000), "update": update}))
+    environment = {**os.environ, "HOME": str(profile), "XDG_CONFIG_HOME": str(profile), "NO_COLOR": "1", "NO_UPDATE_NOTIFIER": "1"}
     times = {}
     for command in (["get-account"], ["fine-tuning", "list-providers"]):
-        full = ["node", str(script), *command, "--rpc", rpc, "--key", KEY]
-        probe = subprocess.run(full, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        full = ["node", str(script), *command]
+        probe = subprocess.run(
+            full, env=environment, cwd=home, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         if probe.returncode != 0:
-            print(f"  npm {' '.join(command)} ended with {probe.returncode}: {probe.stdout.strip().splitlines()[-1:]}")
-            continue
-        times[command[-1]] = timed(full, runs, env=environment)
+            sys.exit(f"npm {' '.join(command)} ended with {probe.returncode}: {probe.stdout[-1000:]}")
+        times[command[-1]] = timed(full, runs, env=environment, cwd=home)
     return times
 
 
