@@ -45,7 +45,8 @@ pub struct AdapterView {
 /// Reply of `GET /v1/lora/adapters`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct AdapterList {
-    /// The caller's adapters.
+    /// The caller's adapters. Some brokers write an empty list as null.
+    #[serde(default, deserialize_with = "null_as_empty")]
     pub adapters: Vec<AdapterView>,
 }
 
@@ -68,6 +69,14 @@ pub struct AdapterShares {
     pub adapter_name: String,
     /// Addresses that may use it besides its owner.
     pub shared_with: Vec<String>,
+}
+
+fn null_as_empty<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
 /// Body of `POST /v1/lora/adapters/deploy`: a task with its base model, or a name. The last two members hand an adapter
@@ -106,6 +115,7 @@ pub struct DeployResponse {
     #[serde(default)]
     pub adapter_name: String,
     /// A sentence for people.
+    #[serde(default)]
     pub message: String,
 }
 

@@ -118,6 +118,8 @@ pub struct BrokerOptions {
     pub hub_url: Option<String>,
     /// Pause between two looks at a task or adapter; none: 0.2 s on this machine, 3 s elsewhere.
     pub poll_interval: Option<Duration>,
+    /// Longest wait for a provider's answer; none: 30 s. Chat and transfers have longer times of their own.
+    pub answer_timeout: Option<Duration>,
 }
 
 impl BrokerOptions {
@@ -142,6 +144,7 @@ impl BrokerOptions {
             tokenizer_dir: None,
             hub_url: Some("https://huggingface.co".to_owned()),
             poll_interval: None,
+            answer_timeout: None,
         }
     }
 
@@ -267,7 +270,7 @@ impl Broker {
         Ok(Self::new(Context {
             chain,
             wallet: options.wallet.clone(),
-            http: ProviderClient::new(),
+            http: ProviderClient::new(options.answer_timeout),
             sessions: Arc::default(),
             options,
         }))

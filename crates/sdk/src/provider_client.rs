@@ -58,6 +58,8 @@ impl Answer {
 #[derive(Debug, Clone, Default)]
 pub struct ProviderClient {
     clients: Arc<Clients>,
+    /// Longest wait for an ordinary answer; none: 30 s.
+    answer_timeout: Option<Duration>,
 }
 
 /// Made when they are first needed: reading the system's certificates takes longer than a call of the chain, and many
@@ -78,11 +80,15 @@ pub(crate) enum Body {
 }
 
 impl ProviderClient {
-    /// Makes a client and installs the process-wide TLS provider, unless there is one.
+    /// Makes a client and installs the process-wide TLS provider, unless there is one. `answer_timeout` is the longest
+    /// wait for an ordinary answer (none: 30 s); it bounds the pauses of a transfer as well when it is given.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn new(answer_timeout: Option<Duration>) -> Self {
         install_tls();
-        Self::default()
+        Self {
+            answer_timeout,
+            ..Self::default()
+        }
     }
 
     /// GET with retries; the answer as JSON.
@@ -128,7 +134,7 @@ impl ProviderClient {
                         url,
                         authorization,
                         Body::Empty,
-                        REQUEST_TIMEOUT,
+                        self.answer_timeout(),
                     )
                     .await?;
                 read_body(operation, url, response, max_bytes).await
@@ -156,7 +162,7 @@ impl ProviderClient {
         body: &impl serde::Serialize,
     ) -> Result<Answer> {
         let body = serde_json::to_vec(body).expect("request bodies are plain data");
-        self.post_bytes(operation, url, authorization, &body, REQUEST_TIMEOUT)
+        self.post_bytes(operation, url, authorization, &body, self.answer_timeout())
             .await
     }
 
@@ -301,6 +307,10 @@ impl ProviderClient {
         check(operation, url, request.send().await).await
     }
 
+    fn answer_timeout(&self) -> Duration {
+        self.answer_timeout.unwrap_or(REQUEST_TIMEOUT)
+    }
+
     async fn send(
         &self,
         method: Method,
@@ -336,7 +346,7 @@ impl ProviderClient {
         }
         let mut builder = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(READ_TIMEOUT)
+            .read_timeout(self.answer_timeout.unwrap_or(READ_TIMEOUT))
             .user_agent(concat!("zerog-sdk/", env!("CARGO_PKG_VERSION")));
         if is_local {
             // A proxy of the environment cannot reach this machine's own ports.

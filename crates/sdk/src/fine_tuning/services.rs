@@ -116,13 +116,14 @@ impl FineTuning {
 
     async fn provider_models(&self, service: &Service) -> Vec<ListedModel> {
         let url = join(&service.url, "/v1/model");
+        // Some brokers write an empty list as null.
         let views: Vec<ModelView> = match self
             .context
             .http
-            .get_json("list models", &url, None)
+            .get_json::<Option<Vec<ModelView>>>("list models", &url, None)
             .await
         {
-            Ok(views) => views,
+            Ok(views) => views.unwrap_or_default(),
             Err(error) => {
                 tracing::warn!(provider = %service.provider, %error, "the provider's models are left out");
                 return Vec::new();

@@ -266,7 +266,13 @@ impl Lora {
                 message: "Adapter is already deployed and active!".into(),
             });
         }
-        let mut response = self.request_deployment(provider, &wanted, handover).await?;
+        let mut response = match self.request_deployment(provider, &wanted, handover).await {
+            // The original refuses to start what it has started already.
+            Err(error @ Error::ProviderRefused { status: 409, .. }) => {
+                self.deployment_under_way(provider, &name, error).await?
+            }
+            other => other?,
+        };
         if response.adapter_name.is_empty() {
             response.adapter_name = name;
         }
@@ -283,6 +289,24 @@ impl Lora {
             message: "Adapter deployed successfully! You can now chat with it.".into(),
             ..response
         })
+    }
+
+    /// The deployment that made a provider answer 409, or `refusal` when there is none.
+    async fn deployment_under_way(
+        &self,
+        provider: Address,
+        name: &str,
+        refusal: Error,
+    ) -> Result<DeployResponse> {
+        let status = self.get_adapter_status(provider, name).await?;
+        match status.state.as_str() {
+            "active" | "loading" | "downloading" | "pending" => Ok(DeployResponse {
+                status: status.state,
+                adapter_name: status.adapter_name,
+                message: "The deployment is under way already.".into(),
+            }),
+            _ => Err(refusal),
+        }
     }
 
     async fn request_deployment(

@@ -184,7 +184,10 @@ impl Context {
             ..Funding::default()
         };
         let unsettled = match &account {
-            Some(_) => self.unsettled_fee(&service.url, provider).await,
+            Some(account) => {
+                self.unsettled_fee(&service.url, provider, account.balance)
+                    .await
+            }
             None => U256::ZERO,
         };
         let required = unsettled.saturating_add(U256::from(RESERVE_NEURON));
@@ -218,8 +221,9 @@ impl Context {
         Ok(funding)
     }
 
-    /// What the provider has not collected yet. A provider that does not tell is not trusted with more than the reserve.
-    async fn unsettled_fee(&self, url: &str, provider: Address) -> U256 {
+    /// What the provider has not collected yet. A provider that does not tell is not trusted with more than the reserve,
+    /// nor is one that names more than the sub-account holds: it served nothing beyond that.
+    async fn unsettled_fee(&self, url: &str, provider: Address, balance: U256) -> U256 {
         let asked = async {
             let user = self.user()?;
             let authorization = self.authorization(provider).await?;
@@ -236,7 +240,11 @@ impl Context {
                 })
         };
         match asked.await {
-            Ok(fee) => fee,
+            Ok(fee) if fee <= balance => fee,
+            Ok(fee) => {
+                tracing::warn!(%provider, %fee, %balance, "the provider names more unsettled fees than there is money; ignored");
+                U256::ZERO
+            }
             Err(error) => {
                 tracing::debug!(%error, "the unsettled fee is unknown");
                 U256::ZERO

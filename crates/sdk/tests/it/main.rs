@@ -7,6 +7,8 @@
 mod chat;
 mod datasets;
 mod deliverables;
+mod lies;
+mod other_brokers;
 mod provider_quirks;
 mod support;
 mod surface;

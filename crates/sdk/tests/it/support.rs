@@ -49,6 +49,21 @@ pub(crate) struct Response {
     pub(crate) body: Vec<u8>,
     /// Close the connection after so many bytes of the body.
     pub(crate) cut_at: Option<usize>,
+    pub(crate) manner: Manner,
+}
+
+/// How an answer is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Manner {
+    Usual,
+    /// The connection stays open and nothing comes.
+    Silent,
+    /// The connection is closed before the first byte.
+    Closed,
+    /// The head comes, then one byte of the body every so often.
+    Dripping(std::time::Duration),
+    /// The body is repeated without end and without a length.
+    Endless,
 }
 
 impl Response {
@@ -58,7 +73,13 @@ impl Response {
             headers: Vec::new(),
             body: body.into(),
             cut_at: None,
+            manner: Manner::Usual,
         }
+    }
+
+    pub(crate) fn sent(mut self, manner: Manner) -> Self {
+        self.manner = manner;
+        self
     }
 
     pub(crate) fn header(mut self, name: &str, value: impl ToString) -> Self {
@@ -136,7 +157,7 @@ impl World {
         register(&provider_chain, &wallet(OWNER), &url, keys.signer_address()).await;
 
         let user = SecretKey::from_bytes(&ACCOUNTS[USER].private_key.0).unwrap();
-        let broker = connect(&rpc_url, "devnet", user.clone()).await;
+        let broker = connect(&rpc_url, "devnet", user.clone(), None).await;
         let provider = ACCOUNTS[PROVIDER].address;
         broker.ledger.add_ledger(og(50)).await.unwrap();
         broker
@@ -163,7 +184,41 @@ impl World {
 
     /// The same user on a network that is not called devnet, so that simulated enclaves are refused.
     pub(crate) async fn strict_broker(&self) -> Broker {
-        connect(&self.rpc_url, "elsewhere", self.user.clone()).await
+        connect(&self.rpc_url, "elsewhere", self.user.clone(), None).await
+    }
+
+    /// The same user, with little patience.
+    pub(crate) async fn hasty_broker(&self) -> Broker {
+        let timeout = std::time::Duration::from_millis(250);
+        connect(&self.rpc_url, "devnet", self.user.clone(), Some(timeout)).await
+    }
+
+    /// What the user owns in the ledger and in the sub-accounts with the provider.
+    pub(crate) async fn money(&self) -> (U256, U256, U256) {
+        let chain = &self.provider_chain;
+        let (user, provider) = (self.user.address(), self.provider);
+        let ledger = chain.ledger().account(user).await.unwrap().unwrap();
+        let fine_tuning = chain.fine_tuning().account(user, provider).await.unwrap();
+        let inference = chain.inference().account(user, provider).await.unwrap();
+        (
+            ledger.available_balance,
+            fine_tuning.map_or(U256::ZERO, |account| account.balance),
+            inference.map_or(U256::ZERO, |account| account.balance),
+        )
+    }
+
+    /// Transactions that the user has sent.
+    pub(crate) async fn transactions(&self) -> u64 {
+        let wallet = PrivateKeySigner::from_bytes(&self.user.expose_bytes().into()).unwrap();
+        let client = self.provider_chain.with_wallet(wallet);
+        client.pending_nonce().await.unwrap()
+    }
+
+    /// The quote of an honest provider as JSON, for tests that alter it.
+    pub(crate) fn quote(&self) -> serde_json::Value {
+        let report_data = self.keys.legacy_report_data();
+        let bundle = self.tee.quote(&report_data).unwrap();
+        serde_json::from_str(&bundle.to_json()).unwrap()
     }
 
     /// Answers requests with `script`; what it leaves open is served as an honest provider would: quotes are, the rest
@@ -213,12 +268,23 @@ impl World {
 
     /// Settles an acknowledged deliverable with the given encrypted key.
     pub(crate) async fn settle(&self, task: TaskId, hash: B256, secret: Vec<u8>) {
+        self.settle_with_nonce(task, hash, secret, 1).await;
+    }
+
+    /// The same for one of several; nonces must increase.
+    pub(crate) async fn settle_with_nonce(
+        &self,
+        task: TaskId,
+        hash: B256,
+        secret: Vec<u8>,
+        nonce: u64,
+    ) {
         let contract = self.provider_chain.fine_tuning();
         let claim = FineTuningSettlement {
             id: task.to_string(),
             encrypted_secret: secret.into(),
             model_root_hash: Bytes::from(hash.0),
-            nonce: U256::from(1u64),
+            nonce: U256::from(nonce),
             task_fee: U256::from(5u64),
             user: self.user.address(),
         };
@@ -246,7 +312,12 @@ impl World {
     }
 }
 
-async fn connect(rpc_url: &str, name: &str, user: SecretKey) -> Broker {
+async fn connect(
+    rpc_url: &str,
+    name: &str,
+    user: SecretKey,
+    answer_timeout: Option<std::time::Duration>,
+) -> Broker {
     let mut network = NetworkSettings::by_name("devnet").unwrap();
     network.name = name.to_owned();
     network.rpc_url = rpc_url.to_owned();
@@ -254,6 +325,7 @@ async fn connect(rpc_url: &str, name: &str, user: SecretKey) -> Broker {
     network.storage_indexer_url = "http://127.0.0.1:9".to_owned();
     let mut options = BrokerOptions::custom(network).with_wallet(user);
     options.poll_interval = Some(std::time::Duration::from_millis(5));
+    options.answer_timeout = answer_timeout;
     options.hub_url = None;
     Broker::connect(options).await.unwrap()
 }
@@ -331,10 +403,19 @@ async fn connection(
     requests.lock().unwrap().push(request.clone());
     let answer = (script.lock().unwrap())(&request);
     let response = answer.unwrap_or_else(|| Response::new(404, "404 page not found"));
+    let length = match response.manner {
+        Manner::Silent => {
+            // Until the client has enough of it.
+            let _ = stream.read(&mut [0; 1]).await;
+            return;
+        }
+        Manner::Closed => return,
+        Manner::Endless => String::new(),
+        _ => format!("content-length: {}\r\n", response.body.len()),
+    };
     let mut head = format!(
-        "HTTP/1.1 {} X\r\ncontent-length: {}\r\nconnection: close\r\n",
-        response.status,
-        response.body.len()
+        "HTTP/1.1 {} X\r\n{length}connection: close\r\n",
+        response.status
     );
     for (name, value) in &response.headers {
         head.push_str(&format!("{name}: {value}\r\n"));
@@ -345,7 +426,20 @@ async fn connection(
         .unwrap_or(response.body.len())
         .min(response.body.len())];
     let _ = stream.write_all(head.as_bytes()).await;
-    let _ = stream.write_all(sent).await;
+    match response.manner {
+        Manner::Endless => while stream.write_all(sent).await.is_ok() {},
+        Manner::Dripping(pause) => {
+            for byte in sent {
+                if stream.write_all(&[*byte]).await.is_err() {
+                    break;
+                }
+                tokio::time::sleep(pause).await;
+            }
+        }
+        _ => {
+            let _ = stream.write_all(sent).await;
+        }
+    }
     let _ = stream.shutdown().await;
 }
 

@@ -495,9 +495,9 @@ fn sub_account_rules(cast: &Cast) -> Vec<Step> {
     ]);
     // Five live refunds: the sixth request is skipped, and collecting goes on.
     steps.push(act(user, retrieve(vec![provider], INFERENCE)));
-    for amount in [8, 4, 2, 1, 1] {
+    for amount in [800, 400, 200, 100, 50] {
         steps.push(wait(60));
-        let part = crate::support::milli(amount * 100);
+        let part = crate::support::milli(amount);
         steps.push(act(user, transfer(provider, INFERENCE, part)));
         steps.push(act(user, retrieve(vec![provider], INFERENCE)));
     }
