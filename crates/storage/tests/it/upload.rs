@@ -6,7 +6,9 @@ use alloy_primitives::{Address, Bytes, U256};
 use zerog_chain::{Addresses, ChainClient, flow::Submission};
 use zerog_storage::{ClientOptions, Endpoint, Error, FileTree, NodeClient, Phase, Progress};
 
-use crate::support::{Behaviour, Chain, brisk, client, content, eventually, proxy, quiet};
+use crate::support::{
+    Behaviour, Chain, brisk, client, content, eventually, hidden_files, proxy, quiet,
+};
 
 #[tokio::test]
 async fn files_of_every_shape_are_paid_once_stored_and_fetched() {
@@ -343,4 +345,69 @@ async fn money_goes_only_to_the_known_contract() {
         client.upload_file(&empty, &chain.client, &quiet).await,
         Err(Error::EmptyFile)
     ));
+}
+
+#[tokio::test]
+async fn fragments_and_encrypted_files_come_back_whole() {
+    use zerog_protocol::{FileKey, SecretKey};
+    use zerog_storage::{Decryption, DownloadOptions, Encryption, UploadOptions};
+
+    let chain = Chain::start().await;
+    let node = chain.node().await;
+    let client = client(ClientOptions::indexer(node.indexer_url()));
+    let content = content(700_000);
+    let path = chain.file("source", &content);
+    let wallet = SecretKey::random();
+    let key = FileKey::random();
+    let for_wallet = Encryption::Recipient {
+        public_key: wallet.public_key().to_vec(),
+        sender: SecretKey::random(),
+    };
+    let cases = [
+        (None, None, None, 1),
+        (None, None, Some(300_000), 2),
+        (
+            Some(Encryption::Key(key.clone())),
+            Some(Decryption::Key(key)),
+            Some(131_072),
+            6,
+        ),
+        (Some(for_wallet), Some(Decryption::Wallet(wallet)), None, 1),
+    ];
+    for (number, (encryption, decryption, fragment_bytes, objects)) in cases.into_iter().enumerate()
+    {
+        let options = UploadOptions {
+            encryption,
+            fragment_bytes,
+            ..Default::default()
+        };
+        let outcomes = client
+            .upload(&path, &options, &chain.client, &quiet)
+            .await
+            .unwrap();
+        assert_eq!(outcomes.len(), objects, "case {number}");
+        let before = chain.submissions().await;
+        let again = client
+            .upload(&path, &options, &chain.client, &quiet)
+            .await
+            .unwrap();
+        assert!(
+            again.iter().all(|outcome| outcome.already_present),
+            "case {number}"
+        );
+        assert_eq!(chain.submissions().await, before, "nothing is paid twice");
+
+        let roots: Vec<_> = outcomes.iter().map(|outcome| outcome.root).collect();
+        let target = chain.directory.path().join(format!("copy-{number}"));
+        let options = DownloadOptions {
+            decryption,
+            ..Default::default()
+        };
+        client
+            .download(&roots, &options, &target, &quiet)
+            .await
+            .unwrap();
+        assert_eq!(std::fs::read(&target).unwrap(), content, "case {number}");
+        assert!(hidden_files(chain.directory.path()).is_empty());
+    }
 }
