@@ -30,6 +30,7 @@ pub enum LearningRateSchedule {
 
 /// A checked set of training parameters.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct TrainingParams {
     /// Passes over the dataset, 1 to 100; ignored while `max_steps` is positive and smaller.
     pub num_train_epochs: u32,
@@ -61,6 +62,21 @@ pub struct TrainingParams {
     pub lr_scheduler_type: LearningRateSchedule,
     /// Seed of order, initial adapter, dropout and noise.
     pub seed: u64,
+    /// Names of the linear layers that get an adapter, as in PEFT; empty = the model family's default, which is all of
+    /// a decoder.
+    pub lora_target_modules: Vec<String>,
+    /// Scale alpha / √rank instead of alpha / rank.
+    pub use_rslora: bool,
+    /// Train the length of every row of the adapted weights apart from its direction.
+    pub use_dora: bool,
+    /// Norm above which the gradient of a step is scaled down, 0 to 1000; 0 = never.
+    pub max_grad_norm: f64,
+    /// Decay of the mean of gradients, 0 to 0.9999.
+    pub adam_beta1: f64,
+    /// Decay of the mean of squared gradients, 0 to 0.99999.
+    pub adam_beta2: f64,
+    /// Added to the root of that mean, 1e-12 to 1e-3.
+    pub adam_epsilon: f64,
 }
 
 impl Default for TrainingParams {
@@ -81,6 +97,13 @@ impl Default for TrainingParams {
             weight_decay: 0.0,
             lr_scheduler_type: LearningRateSchedule::Cosine,
             seed: 42,
+            lora_target_modules: Vec::new(),
+            use_rslora: false,
+            use_dora: false,
+            max_grad_norm: 1.0,
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            adam_epsilon: 1e-8,
         }
     }
 }
@@ -146,7 +169,7 @@ const STRICT_KEYS: [&str; 5] = [
     "max_steps",
 ];
 
-const KEYS: [&str; 16] = [
+const KEYS: [&str; 23] = [
     "num_train_epochs",
     "per_device_train_batch_size",
     "learning_rate",
@@ -163,7 +186,17 @@ const KEYS: [&str; 16] = [
     "weight_decay",
     "lr_scheduler_type",
     "seed",
+    "lora_target_modules",
+    "use_rslora",
+    "use_dora",
+    "max_grad_norm",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
 ];
+
+/// Most names in `lora_target_modules`; more than any model has.
+const MAXIMUM_TARGETS: usize = 32;
 
 impl TrainingParams {
     /// Parses and checks the text of a training parameter file.
@@ -268,6 +301,21 @@ impl TrainingParams {
             seed: read
                 .integer("seed", 0, i64::MAX)?
                 .map_or(defaults.seed, |seed| seed as u64),
+            lora_target_modules: read.names("lora_target_modules")?,
+            use_rslora: read.flag("use_rslora")?.unwrap_or(defaults.use_rslora),
+            use_dora: read.flag("use_dora")?.unwrap_or(defaults.use_dora),
+            max_grad_norm: read
+                .number("max_grad_norm", 0.0, 1000.0)?
+                .unwrap_or(defaults.max_grad_norm),
+            adam_beta1: read
+                .number("adam_beta1", 0.0, 0.9999)?
+                .unwrap_or(defaults.adam_beta1),
+            adam_beta2: read
+                .number("adam_beta2", 0.0, 0.99999)?
+                .unwrap_or(defaults.adam_beta2),
+            adam_epsilon: read
+                .number("adam_epsilon", 1e-12, 1e-3)?
+                .unwrap_or(defaults.adam_epsilon),
         })
     }
 
@@ -361,6 +409,43 @@ impl Reader<'_> {
         Ok(Some(integer))
     }
 
+    fn flag(&self, key: &'static str) -> Result<Option<bool>, ParamsError> {
+        match self.0.get(key) {
+            None => Ok(None),
+            Some(Value::Bool(on)) => Ok(Some(*on)),
+            Some(other) => Err(ParamsError::Type {
+                key,
+                expected: "true or false",
+                found: other.to_string(),
+            }),
+        }
+    }
+
+    /// A list of names, sorted and without repetition; `"all-linear"` and nothing at all are the empty list.
+    fn names(&self, key: &'static str) -> Result<Vec<String>, ParamsError> {
+        let wrong_type = |value: &Value| ParamsError::Type {
+            key,
+            expected: "\"all-linear\" or a list of names such as [\"q_proj\", \"v_proj\"]",
+            found: value.to_string(),
+        };
+        let items = match self.0.get(key) {
+            None => return Ok(Vec::new()),
+            Some(Value::String(name)) if name == "all-linear" => return Ok(Vec::new()),
+            Some(Value::Array(items)) if (1..=MAXIMUM_TARGETS).contains(&items.len()) => items,
+            Some(other) => return Err(wrong_type(other)),
+        };
+        let mut names: Vec<String> = items
+            .iter()
+            .map(|item| {
+                let name = item.as_str().filter(|name| (1..=64).contains(&name.len()));
+                name.map(str::to_owned).ok_or_else(|| wrong_type(item))
+            })
+            .collect::<Result<_, _>>()?;
+        names.sort();
+        names.dedup();
+        Ok(names)
+    }
+
     fn schedule(&self) -> Result<Option<LearningRateSchedule>, ParamsError> {
         let Some(value) = self.0.get("lr_scheduler_type") else {
             return Ok(None);
@@ -412,6 +497,40 @@ mod tests {
 
     fn extended(text: &str) -> Result<TrainingParams, ParamsError> {
         TrainingParams::parse(text, Schema::Extended, 1024)
+    }
+
+    #[test]
+    fn names_and_switches_are_read_and_refused_by_type() {
+        let params = extended(
+            r#"{"lora_target_modules":["v_proj","q_proj","v_proj"],"use_rslora":true,"use_dora":true,"max_grad_norm":0,"adam_beta2":0.95}"#,
+        )
+        .unwrap();
+        assert_eq!(params.lora_target_modules, ["q_proj", "v_proj"]);
+        assert!(params.use_rslora && params.use_dora);
+        assert_eq!((params.max_grad_norm, params.adam_beta2), (0.0, 0.95));
+        let all = extended(r#"{"lora_target_modules":"all-linear"}"#).unwrap();
+        assert!(all.lora_target_modules.is_empty());
+        for (text, key) in [
+            (r#"{"lora_target_modules":[]}"#, "lora_target_modules"),
+            (r#"{"lora_target_modules":[1]}"#, "lora_target_modules"),
+            (r#"{"lora_target_modules":"q_proj"}"#, "lora_target_modules"),
+            (r#"{"use_dora":1}"#, "use_dora"),
+        ] {
+            let error = extended(text).unwrap_err();
+            assert!(
+                matches!(&error, ParamsError::Type { key: found, .. } if *found == key),
+                "{error}"
+            );
+        }
+        // What was written before a parameter existed has its default.
+        let old: TrainingParams = serde_json::from_str(r#"{"seed":7}"#).unwrap();
+        assert_eq!(
+            old,
+            TrainingParams {
+                seed: 7,
+                ..TrainingParams::default()
+            }
+        );
     }
 
     #[test]

@@ -1,14 +1,18 @@
 //! A whole run: from the sealed dataset to the sealed archive.
 
+use std::collections::BTreeSet;
 use std::io::BufReader;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
-use zerog_model::{BaseModel, LoraConfig, Precision, Trainable, TrainableModel};
+use zerog_model::{
+    BaseModel, LoraConfig, ModelFamily, Precision, Projection, Trainable, TrainableModel,
+};
 use zerog_protocol::FileKey;
 use zerog_protocol::manifest::AdapterManifest;
+use zerog_protocol::training_params::TrainingParams;
 use zerog_tokenization::{Dataset, RenderOptions, RenderedDataset, Tokenizer, render_examples};
 
 use crate::archive::{self, Contents};
@@ -153,12 +157,36 @@ fn new_model(job: &Job, base: &Arc<BaseModel>) -> Result<TrainableModel, TrainEr
             rank: params.lora_rank as usize,
             alpha: params.lora_alpha as f32,
             dropout: params.lora_dropout as f32,
+            rank_stabilized: params.use_rslora,
+            dora: params.use_dora,
+            targets: targets(params, base.config().family)?,
             seed: params.seed,
-            ..LoraConfig::default()
         },
     )?;
     model.set_precision(Precision::fastest());
     Ok(model)
+}
+
+/// The linear layers that get an adapter.
+fn targets(
+    params: &TrainingParams,
+    family: ModelFamily,
+) -> Result<BTreeSet<Projection>, TrainError> {
+    if params.lora_target_modules.is_empty() {
+        return Ok(family.default_targets());
+    }
+    let layers = family.linear_layers();
+    let find = |name: &String| {
+        let found = layers.iter().find(|(known, _)| known == name);
+        found.map(|(_, layer)| *layer).ok_or_else(|| {
+            let known: Vec<&str> = layers.iter().map(|(known, _)| *known).collect();
+            TrainError::Params(format!(
+                "lora_target_modules names '{name}', which this model does not have; it has {}",
+                known.join(", ")
+            ))
+        })
+    };
+    params.lora_target_modules.iter().map(find).collect()
 }
 
 fn tokenizer_sha256(job: &Job) -> Result<String, TrainError> {

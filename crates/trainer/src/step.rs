@@ -8,11 +8,6 @@ use zerog_protocol::training_params::TrainingParams;
 
 use crate::error::TrainError;
 
-/// Gradient norm above which a step is scaled down, as in the reference trainer.
-const MAXIMUM_GRADIENT_NORM: f32 = 1.0;
-/// AdamW constants of the reference trainer.
-const BETAS: (f32, f32) = (0.9, 0.999);
-const EPSILON: f32 = 1e-8;
 /// Batch numbers set aside for each step. A step has at most 64 × 1024 examples, and never
 /// more packs than examples.
 const BATCHES_PER_STEP: u64 = 1 << 17;
@@ -58,15 +53,16 @@ pub(crate) fn run_step(
     if mean == 0.0 {
         return Err(TrainError::NothingLearned { step: step + 1 });
     }
-    let clipped = model.clipped_scale(loss.supervised_tokens, Some(MAXIMUM_GRADIENT_NORM));
+    let maximum_norm = (params.max_grad_norm > 0.0).then_some(params.max_grad_norm as f32);
+    let clipped = model.clipped_scale(loss.supervised_tokens, maximum_norm);
     if !clipped.gradient_norm.is_finite() {
         return Err(diverged("gradient"));
     }
     model.apply_update(&UpdateOptions {
         learning_rate: learning_rate as f32,
         weight_decay: params.weight_decay as f32,
-        betas: BETAS,
-        epsilon: EPSILON,
+        betas: (params.adam_beta1 as f32, params.adam_beta2 as f32),
+        epsilon: params.adam_epsilon as f32,
         gradient_scale: clipped.scale,
     });
     Ok(StepReport {

@@ -312,6 +312,55 @@ fn every_parameter_reaches_the_adapter() {
             },
         ),
         (
+            "lora_target_modules",
+            TrainingParams {
+                lora_target_modules: vec!["q_proj".into(), "down_proj".into()],
+                ..params()
+            },
+        ),
+        (
+            "use_rslora",
+            TrainingParams {
+                use_rslora: true,
+                ..params()
+            },
+        ),
+        (
+            "use_dora",
+            TrainingParams {
+                use_dora: true,
+                ..params()
+            },
+        ),
+        (
+            "max_grad_norm",
+            TrainingParams {
+                max_grad_norm: 0.01,
+                ..params()
+            },
+        ),
+        (
+            "adam_beta1",
+            TrainingParams {
+                adam_beta1: 0.5,
+                ..params()
+            },
+        ),
+        (
+            "adam_beta2",
+            TrainingParams {
+                adam_beta2: 0.9,
+                ..params()
+            },
+        ),
+        (
+            "adam_epsilon",
+            TrainingParams {
+                adam_epsilon: 1e-3,
+                ..params()
+            },
+        ),
+        (
             "max_seq_length",
             TrainingParams {
                 max_seq_length: 22,
@@ -408,6 +457,39 @@ fn bad_input_is_permanent_and_leaves_no_adapter() {
         run_job(&directory, None).0.unwrap_err().code(),
         "bad_params"
     );
+}
+
+/// Any subset of the linear layers can be adapted, and any other name is refused with those that exist.
+#[test]
+fn target_modules_are_those_of_the_archive() {
+    let directory = tempfile::tempdir().unwrap();
+    let targets = vec!["q_proj".to_owned(), "up_proj".to_owned()];
+    let chosen = TrainingParams {
+        lora_target_modules: targets,
+        use_dora: true,
+        max_steps: 1,
+        ..params()
+    };
+    let directory = prepare(directory.path(), DATASET, chosen);
+    run_job(&directory, None).0.unwrap();
+    let archive = open_file(&directory.adapter(), &key()).unwrap();
+    let settings: serde_json::Value =
+        serde_json::from_slice(&member(&archive, "output_model/adapter_config.json")).unwrap();
+    assert_eq!(
+        settings["target_modules"],
+        serde_json::json!(["q_proj", "up_proj"])
+    );
+    assert_eq!(settings["use_dora"], true);
+
+    let unknown = TrainingParams {
+        lora_target_modules: vec!["c_attn".into()],
+        ..params()
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let directory = prepare(directory.path(), DATASET, unknown);
+    let error = run_job(&directory, None).0.unwrap_err();
+    assert_eq!(error.code(), "bad_params");
+    assert!(error.to_string().contains("gate_proj"), "{error}");
 }
 
 #[test]
