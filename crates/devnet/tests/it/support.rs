@@ -167,16 +167,6 @@ impl Cli {
             .expect("the command line starts")
     }
 
-    /// Starts a command and does not wait for it.
-    pub(crate) fn spawn(&self, arguments: &[&str]) -> Child {
-        let mut program = Command::new(binary("ZEROG_CLI_BINARY", "0g-compute-cli"));
-        self.prepare(&mut program, arguments)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the command line starts")
-    }
-
     fn prepare<'a>(&self, program: &'a mut Command, arguments: &[&str]) -> &'a mut Command {
         program
             .args(arguments)
