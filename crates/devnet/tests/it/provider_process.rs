@@ -16,7 +16,6 @@ pub(crate) const BOTH_ROLES: &str =
 /// A provider process with a data directory of its own.
 pub(crate) struct ProviderProcess {
     pub(crate) address: Address,
-    pub(crate) data_dir: PathBuf,
     config: PathBuf,
     log: PathBuf,
     process: Process,
@@ -33,7 +32,6 @@ impl ProviderProcess {
         let process = Self::spawn(&config, &log);
         let provider = Self {
             address: network.info.accounts[account].address,
-            data_dir: folder.join(name),
             config,
             log,
             process,
@@ -104,7 +102,6 @@ stand_in = true
         config
     }
 
-    /// A write beyond a file-size limit is an error here, as on a full disk, and not the end of the process.
     fn spawn(config: &PathBuf, log: &PathBuf) -> Process {
         let log = fs::File::options()
             .create(true)
@@ -112,9 +109,7 @@ stand_in = true
             .open(log)
             .unwrap();
         Process::spawn(
-            Command::new("sh")
-                .args(["-c", r#"trap "" XFSZ; exec "$0" "$@""#])
-                .arg(binary("ZEROG_PROVIDER_BINARY", "0g-compute-provider"))
+            Command::new(binary("ZEROG_PROVIDER_BINARY", "0g-compute-provider"))
                 .args(["serve", "--config"])
                 .arg(config)
                 .stdout(Stdio::null())
@@ -131,11 +126,6 @@ stand_in = true
     /// SIGKILL.
     pub(crate) fn kill(&mut self) {
         self.process.kill();
-    }
-
-    /// Process id.
-    pub(crate) fn id(&self) -> u32 {
-        self.process.id()
     }
 
     /// What it logged in all its lives.

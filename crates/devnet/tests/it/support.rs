@@ -44,11 +44,6 @@ impl Process {
         self.0.wait().expect("the process is ours");
     }
 
-    /// Process id.
-    pub(crate) fn id(&self) -> u32 {
-        self.0.id()
-    }
-
     pub(crate) fn exit_status(&mut self) -> Option<std::process::ExitStatus> {
         self.0.try_wait().expect("the process is ours")
     }
