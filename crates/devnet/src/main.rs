@@ -14,8 +14,11 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use zerog_devnet::demo::{self, Watcher};
-use zerog_devnet::{Devnet, DevnetOptions};
+use zerog_devnet::{Devnet, DevnetError, DevnetOptions};
 use zerog_sdk::Progress;
+
+/// Exit code for a port that another program has.
+const PORT_TAKEN: u8 = 13;
 
 /// A local 0G Compute network: chain, storage node and provider in one process.
 #[derive(Parser)]
@@ -101,7 +104,10 @@ fn main() -> ExitCode {
 
 fn fail(error: &anyhow::Error) -> ExitCode {
     eprintln!("error: {error:#}");
-    ExitCode::FAILURE
+    match error.downcast_ref::<DevnetError>() {
+        Some(DevnetError::PortTaken { .. }) => ExitCode::from(PORT_TAKEN),
+        _ => ExitCode::FAILURE,
+    }
 }
 
 async fn run_up(up: Up) -> anyhow::Result<()> {

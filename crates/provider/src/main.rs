@@ -1,12 +1,15 @@
 //! `0g-compute-provider`: the command line of the provider daemon.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use zerog_provider::{Config, LocalOptions, LocalServer, Provider};
+use zerog_provider::{Config, LocalOptions, LocalServer, Provider, StartError};
+
+/// Exit code for a port that another program has.
+const PORT_TAKEN: u8 = 13;
 
 /// Provider daemon of the 0G Compute fine-tuning network.
 #[derive(Debug, Parser)]
@@ -139,7 +142,14 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
-            ExitCode::FAILURE
+            match error.downcast_ref::<StartError>() {
+                Some(StartError::Listen { source, .. })
+                    if source.kind() == ErrorKind::AddrInUse =>
+                {
+                    ExitCode::from(PORT_TAKEN)
+                }
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }

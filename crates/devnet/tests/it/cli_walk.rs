@@ -3,6 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
+use crate::provider_process::{BOTH_ROLES, ProviderProcess};
 use crate::support::{Cli, Network, fixture, wait_for};
 
 const MODEL: &str = "Qwen2.5-0.5B-Instruct";
@@ -429,6 +430,20 @@ fn refusals_name_the_remedy_and_have_their_own_exit_codes() {
         "{}",
         String::from_utf8_lossy(&down.stderr)
     );
+    // A provider that is down: named with its address, and the network itself still answers.
+    let stopped = Network::start(&["--no-provider"]);
+    let mut provider = ProviderProcess::start(&stopped, "provider", 2, BOTH_ROLES);
+    let there = Cli::logged_in(&stopped, 5);
+    provider.wait_acknowledged(&there, &["fine-tuning"]);
+    provider.kill();
+    let stderr = there.fails(6, &["fine-tuning", "list-tasks", "--provider", p]);
+    for words in [
+        "no answer from the provider at http://127.0.0.1:",
+        "Check that it is running",
+    ] {
+        assert!(stderr.contains(words), "{stderr}");
+    }
+
     let bad_key = cli.write("bad.key", "not a key");
     cli.fails(3, &["--key-file", &bad_key, "get-account"]);
 }

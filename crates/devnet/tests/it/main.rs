@@ -5,6 +5,7 @@
 
 mod cli_walk;
 mod demo;
+mod disk;
 mod examples;
 mod handover;
 mod json_output;

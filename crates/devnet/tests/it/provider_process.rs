@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use zerog_sdk::Address;
@@ -16,8 +16,6 @@ pub(crate) const BOTH_ROLES: &str =
 /// A provider process with a data directory of its own.
 pub(crate) struct ProviderProcess {
     pub(crate) address: Address,
-    pub(crate) url: String,
-    pub(crate) data_dir: PathBuf,
     config: PathBuf,
     log: PathBuf,
     process: Process,
@@ -29,6 +27,40 @@ impl ProviderProcess {
     pub(crate) fn start(network: &Network, name: &str, account: usize, roles: &str) -> Self {
         let folder = network.folder.path();
         let port = free_port();
+        let config = Self::configure(network, name, account, roles, port);
+        let log = folder.join(format!("{name}.log"));
+        let process = Self::spawn(&config, &log);
+        let provider = Self {
+            address: network.info.accounts[account].address,
+            config,
+            log,
+            process,
+        };
+        wait_for("the provider to answer", Duration::from_secs(60), || {
+            std::net::TcpStream::connect(("127.0.0.1", port)).ok()
+        });
+        provider
+    }
+
+    /// Runs a provider on a port until it ends, which it does when it cannot start.
+    pub(crate) fn try_start(
+        network: &Network,
+        name: &str,
+        account: usize,
+        roles: &str,
+        port: u16,
+    ) -> Output {
+        let config = Self::configure(network, name, account, roles, port);
+        Command::new(binary("ZEROG_PROVIDER_BINARY", "0g-compute-provider"))
+            .args(["serve", "--config"])
+            .arg(config)
+            .stdin(Stdio::null())
+            .output()
+            .expect("the binary starts")
+    }
+
+    fn configure(network: &Network, name: &str, account: usize, roles: &str, port: u16) -> PathBuf {
+        let folder = network.folder.path();
         let info = &network.info;
         let key_file = folder.join(format!("{name}.key"));
         fs::write(&key_file, &info.accounts[account].private_key).unwrap();
@@ -67,23 +99,9 @@ stand_in = true
             indexer = info.indexer_url,
         );
         fs::write(&config, text).unwrap();
-        let log = folder.join(format!("{name}.log"));
-        let process = Self::spawn(&config, &log);
-        let provider = Self {
-            address: info.accounts[account].address,
-            url: format!("http://127.0.0.1:{port}"),
-            data_dir,
-            config,
-            log,
-            process,
-        };
-        wait_for("the provider to answer", Duration::from_secs(60), || {
-            std::net::TcpStream::connect(("127.0.0.1", port)).ok()
-        });
-        provider
+        config
     }
 
-    /// A write beyond a file-size limit is an error here, as on a full disk, and not the end of the process.
     fn spawn(config: &PathBuf, log: &PathBuf) -> Process {
         let log = fs::File::options()
             .create(true)
@@ -91,9 +109,7 @@ stand_in = true
             .open(log)
             .unwrap();
         Process::spawn(
-            Command::new("sh")
-                .args(["-c", r#"trap "" XFSZ; exec "$0" "$@""#])
-                .arg(binary("ZEROG_PROVIDER_BINARY", "0g-compute-provider"))
+            Command::new(binary("ZEROG_PROVIDER_BINARY", "0g-compute-provider"))
                 .args(["serve", "--config"])
                 .arg(config)
                 .stdout(Stdio::null())
@@ -110,11 +126,6 @@ stand_in = true
     /// SIGKILL.
     pub(crate) fn kill(&mut self) {
         self.process.kill();
-    }
-
-    /// Process id.
-    pub(crate) fn id(&self) -> u32 {
-        self.process.id()
     }
 
     /// What it logged in all its lives.

@@ -44,11 +44,6 @@ impl Process {
         self.0.wait().expect("the process is ours");
     }
 
-    /// Process id.
-    pub(crate) fn id(&self) -> u32 {
-        self.0.id()
-    }
-
     pub(crate) fn exit_status(&mut self) -> Option<std::process::ExitStatus> {
         self.0.try_wait().expect("the process is ours")
     }
@@ -164,16 +159,6 @@ impl Cli {
     pub(crate) fn run_as(&self, mut program: Command, arguments: &[&str]) -> Output {
         self.prepare(&mut program, arguments)
             .output()
-            .expect("the command line starts")
-    }
-
-    /// Starts a command and does not wait for it.
-    pub(crate) fn spawn(&self, arguments: &[&str]) -> Child {
-        let mut program = Command::new(binary("ZEROG_CLI_BINARY", "0g-compute-cli"));
-        self.prepare(&mut program, arguments)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
             .expect("the command line starts")
     }
 

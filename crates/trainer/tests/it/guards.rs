@@ -32,6 +32,7 @@ fn params() -> TrainingParams {
 }
 
 fn prepare(directory: &Path, base_model: &Path, dataset: &str) -> JobDirectory {
+    std::fs::create_dir_all(directory).unwrap();
     let directory = JobDirectory::new(directory);
     seal_file(&directory.dataset(), &mut dataset.as_bytes(), &key()).unwrap();
     Job {
