@@ -400,7 +400,11 @@ impl Chain {
         execution::call_output(first, limit)?;
         let suffices = |gas| matches!(run(gas), Ok(ExecutionResult::Success { .. }));
         if suffices(used) {
-            let room = if used == PLAIN_TRANSFER_GAS { 0 } else { used / 70 };
+            let room = if used == PLAIN_TRANSFER_GAS {
+                0
+            } else {
+                used / 70
+            };
             return Ok((used + room).min(limit));
         }
         // A call forwards at most 63/64 of the gas, and sending value needs a stipend of 2300 at hand.

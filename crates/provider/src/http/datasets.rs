@@ -356,8 +356,13 @@ async fn text(field: Field<'_>) -> Result<String, ApiError> {
 }
 
 fn broken_form(error: MultipartError) -> ApiError {
+    // The reader takes a body that ends early for an error of ours.
+    let status = match error.status() {
+        status if status.is_server_error() => StatusCode::BAD_REQUEST,
+        status => status,
+    };
     ApiError::new(
-        error.status(),
+        status,
         "invalid_body",
         format!("the form cannot be read: {}", error.body_text()),
     )

@@ -20,13 +20,22 @@ async fn start() -> (World, Provider, User) {
     (world, provider, user)
 }
 
-/// Sends bytes as they are, says that no more come, and reads the whole answer: status and body, or nothing.
-async fn raw(user: &User, request: &[u8]) -> Option<(u16, String)> {
+/// Whether a caller says that it has sent everything, as one does whose program ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Then {
+    Wait,
+    HangUp,
+}
+
+/// Sends bytes as they are and reads the whole answer: status and body, or nothing.
+async fn raw(user: &User, request: &[u8], then: Then) -> Option<(u16, String)> {
     let authority = user.url.strip_prefix("http://").unwrap();
     let mut stream = TcpStream::connect(authority).await.unwrap();
     // The server may answer and close before it has read everything.
     let _ = stream.write_all(request).await;
-    let _ = stream.shutdown().await;
+    if then == Then::HangUp {
+        let _ = stream.shutdown().await;
+    }
     let mut answer = Vec::new();
     tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut answer))
         .await
@@ -42,7 +51,9 @@ async fn raw_path(user: &User, verb: &str, path: &str) -> (u16, String) {
     let request = format!(
         "{verb} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
     );
-    raw(user, request.as_bytes()).await.expect("an answer")
+    raw(user, request.as_bytes(), Then::Wait)
+        .await
+        .expect("an answer")
 }
 
 /// The text of a refusal, which is JSON on every route: a string, or the object of the OpenAI routes.
@@ -176,7 +187,7 @@ async fn bodies_that_end_early_harm_nobody() {
              Content-Type: multipart/form-data; boundary=B\r\nContent-Length: {length}\r\n\r\n{body}"
         );
         // Where the announced length never comes there is nobody left to answer.
-        if let Some((status, body)) = raw(&user, request.as_bytes()).await {
+        if let Some((status, body)) = raw(&user, request.as_bytes(), Then::HangUp).await {
             refusal(what, status, &body);
         }
     }
@@ -190,7 +201,7 @@ async fn bodies_that_end_early_harm_nobody() {
              Content-Type: {content_type}\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
         );
-        let (status, body) = raw(&user, request.as_bytes()).await.unwrap();
+        let (status, body) = raw(&user, request.as_bytes(), Then::Wait).await.unwrap();
         refusal(what, status, &body);
     }
     for path in ["task", "task/00000000-0000-4000-8000-000000000000/lora"] {
@@ -201,7 +212,7 @@ async fn bodies_that_end_early_harm_nobody() {
         let request = format!(
             "POST /v1/user/{address}/{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 900\r\n\r\n{{\"sig"
         );
-        if let Some((status, body)) = raw(&user, request.as_bytes()).await {
+        if let Some((status, body)) = raw(&user, request.as_bytes(), Then::HangUp).await {
             refusal(path, status, &body);
         }
     }
