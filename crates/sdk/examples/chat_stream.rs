@@ -22,7 +22,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let lora = &broker.inference.lora;
     let body = json!({"model": model, "messages": [{"role": "user", "content": question}]});
-    let show = |news| {
+    let show = |news: Progress| {
         if let Progress::Notice { text } = news {
             println!("{text}");
         }

@@ -28,11 +28,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let training_params = std::fs::read_to_string(&parameters)?;
     let broker = common::connect().await?;
     let services = broker.fine_tuning.list_service(false).await?;
-    let asked = futures::future::join_all(services.iter().map(async |service| {
-        let offer = offer(&broker, service.provider, &dataset, &training_params).await;
-        (service.provider, offer)
-    }))
-    .await;
+    let (broker, dataset, training_params) = (&broker, &dataset, &training_params);
+    let asked = services.iter().map(|service| async move {
+        let provider = service.provider;
+        let offer = offer(broker, provider, dataset, training_params).await;
+        (provider, offer)
+    });
+    let asked = futures::future::join_all(asked).await;
 
     let mut offers = Vec::new();
     for (provider, offer) in asked {
