@@ -298,7 +298,7 @@ impl ProviderClient {
         last_id: Option<&str>,
     ) -> Result<Response> {
         let mut request = self
-            .client(url)
+            .client(url)?
             .get(url)
             .header(ACCEPT, "text/event-stream");
         if let Some(id) = last_id {

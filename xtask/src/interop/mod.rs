@@ -62,10 +62,7 @@ impl LaneFolder {
 }
 
 /// Runs the lanes (all, or the named ones) and prints the table; with all lanes, the document is checked or written.
-#[allow(
-    clippy::print_stdout,
-    reason = "the table is what this command is for"
-)]
+#[allow(clippy::print_stdout, reason = "the table is what this command is for")]
 pub(crate) fn run(
     root: &Path,
     clients: &Clients,

@@ -33,7 +33,10 @@ fn blobs_of_both_libraries_open_with_their_key_alone() {
                 damaged[index] ^= 1;
                 assert!(ecies::open(&key, &damaged).is_err(), "{name}, byte {index}");
             }
-            assert!(ecies::open(&key, &blob[..blob.len() - 1]).is_err(), "{name}");
+            assert!(
+                ecies::open(&key, &blob[..blob.len() - 1]).is_err(),
+                "{name}"
+            );
 
             let ours = ecies::seal(&key.public_key(), &plaintext).unwrap();
             assert_eq!((ours.len(), ours[0]), (blob.len(), 4), "{name}");

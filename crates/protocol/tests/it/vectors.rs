@@ -79,7 +79,10 @@ fn both_spellings_of_a_hash_with_a_leading_zero_verify() {
     for vector in list(&file, "leading_zero", 2) {
         let (key, hash) = (key(vector), hash(vector));
         assert_eq!((hash, hash[0]), (parsed::<B256>(vector, "hash"), 0));
-        assert_eq!(signing::sign_personal(&key, hash), text(vector, "signature"));
+        assert_eq!(
+            signing::sign_personal(&key, hash),
+            text(vector, "signature")
+        );
         for member in ["signature", "stripped_signature"] {
             signing::verify_personal(hash, text(vector, member), key.address()).unwrap();
         }
@@ -97,7 +100,9 @@ fn fine_tuning_settlements_are_signed_as_published() {
     for vector in list(&file, "fine_tuning_settlements", 4) {
         let settlement = FineTuningSettlement {
             id: text(vector, "id").to_owned(),
-            encrypted_secret: hex::decode(text(vector, "encrypted_secret")).unwrap().into(),
+            encrypted_secret: hex::decode(text(vector, "encrypted_secret"))
+                .unwrap()
+                .into(),
             model_root_hash: hex::decode(text(vector, "model_root_hash")).unwrap().into(),
             nonce: parsed(vector, "nonce"),
             task_fee: parsed(vector, "task_fee"),
@@ -142,14 +147,22 @@ fn inference_settlements_are_signed_as_published() {
                 output_fee: parsed(request, "output_fee"),
             })
             .collect();
-        assert_eq!(signing::requests_hash(&requests), parsed::<B256>(vector, "hash"));
+        assert_eq!(
+            signing::requests_hash(&requests),
+            parsed::<B256>(vector, "hash")
+        );
     }
 }
 
 /// Digest and signature are the published ones, and the signature recovers its signer.
 fn check_settlement(vector: &Value, digest: B256) {
     let (key, signature) = (key(vector), text(vector, "signature"));
-    assert_eq!(digest, parsed::<B256>(vector, "digest"), "{}", vector["source"]);
+    assert_eq!(
+        digest,
+        parsed::<B256>(vector, "digest"),
+        "{}",
+        vector["source"]
+    );
     assert_eq!(signing::signature_hex(&key.sign_digest(digest)), signature);
     let parsed = signing::parse_signature(signature).unwrap();
     assert_eq!(signing::recover(&parsed, digest).unwrap().0, key.address());
@@ -165,7 +178,11 @@ fn domains_of_all_networks_are_the_published_ones() {
             "fine_tuning" => signing::fine_tuning_domain(chain_id, contract),
             _ => signing::inference_domain(chain_id, contract),
         };
-        assert_eq!(domain.separator(), parsed::<B256>(vector, "separator"), "{vector}");
+        assert_eq!(
+            domain.separator(),
+            parsed::<B256>(vector, "separator"),
+            "{vector}"
+        );
     }
 }
 
@@ -173,15 +190,20 @@ fn domains_of_all_networks_are_the_published_ones() {
 fn session_tokens_verify_and_are_made_byte_for_byte() {
     let file = file();
     for vector in list(&file, "session_tokens", 7) {
-        let (raw, signature, token) =
-            (text(vector, "raw"), text(vector, "signature"), text(vector, "token"));
+        let (raw, signature, token) = (
+            text(vector, "raw"),
+            text(vector, "signature"),
+            text(vector, "token"),
+        );
         let claims: session_token::TokenClaims = serde_json::from_str(raw).unwrap();
         assert_eq!(session_token::create(&key(vector), &claims), token);
         let provider: Address = claims.provider.parse().unwrap();
         let now_ms = claims.timestamp + 1_000;
-        let verified =
-            session_token::verify(&format!("Bearer {token}"), provider, now_ms).unwrap();
-        assert_eq!((verified.user, &verified.claims), (key(vector).address(), &claims));
+        let verified = session_token::verify(&format!("Bearer {token}"), provider, now_ms).unwrap();
+        assert_eq!(
+            (verified.user, &verified.claims),
+            (key(vector).address(), &claims)
+        );
         session_token::verify_raw(raw, signature, provider, now_ms).unwrap();
         session_token::verify(&format!("Bearer {token}"), Address::ZERO, now_ms).unwrap_err();
         let generation = U256::from(claims.generation);
@@ -221,7 +243,12 @@ fn published_keys_of_deliveries_open() {
     for vector in list(&file, "ecies", 3) {
         let blob = hex::decode(text(vector, "blob")).unwrap();
         let plaintext = hex::decode(text(vector, "plaintext")).unwrap();
-        assert_eq!(ecies::open(&key(vector), &blob).unwrap(), plaintext, "{}", vector["source"]);
+        assert_eq!(
+            ecies::open(&key(vector), &blob).unwrap(),
+            plaintext,
+            "{}",
+            vector["source"]
+        );
     }
 }
 
@@ -243,6 +270,9 @@ fn the_small_dataset_has_its_published_hashes() {
     let vector = &file["dataset"];
     let bytes = hex::decode(text(vector, "bytes")).unwrap();
     assert_eq!(bytes.len(), 254);
-    assert_eq!(alloy_primitives::keccak256(&bytes), parsed::<B256>(vector, "keccak"));
+    assert_eq!(
+        alloy_primitives::keccak256(&bytes),
+        parsed::<B256>(vector, "keccak")
+    );
     assert_eq!(hex::encode(signing::sha256(&bytes)), text(vector, "sha256"));
 }
