@@ -135,7 +135,7 @@ impl KvCache {
         let last = (self.length + tokens).div_ceil(BLOCK_TOKENS);
         // A shared last block is copied before it is written to.
         let is_copied = tokens > 0
-            && self.length % BLOCK_TOKENS > 0
+            && !self.length.is_multiple_of(BLOCK_TOKENS)
             && self
                 .blocks
                 .get(self.length / BLOCK_TOKENS)
@@ -180,7 +180,7 @@ impl KvCache {
     /// [`KvCache::advance`] follow.
     pub(crate) fn reserve(&mut self, tokens: usize) {
         if tokens > 0
-            && self.length % BLOCK_TOKENS > 0
+            && !self.length.is_multiple_of(BLOCK_TOKENS)
             && let Some(last) = self.blocks.get_mut(self.length / BLOCK_TOKENS)
             && Arc::get_mut(last).is_none()
         {
