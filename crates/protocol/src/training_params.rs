@@ -64,6 +64,7 @@ pub struct TrainingParams {
     pub seed: u64,
     /// Names of the linear layers that get an adapter, as in PEFT; empty = the model family's default, which is all of
     /// a decoder.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub lora_target_modules: Vec<String>,
     /// Scale alpha / √rank instead of alpha / rank.
     pub use_rslora: bool,

@@ -171,7 +171,10 @@ pub(super) async fn run(app: &App, command: FineTuning) -> Outcome<u8> {
             };
             app.output
                 .line(format!("{} is shared with {with}", shares.adapter_name));
-            app.output.json(&shares);
+            app.output.json(&json!({
+                "adapter_name": shares.adapter_name,
+                "shared_with": shares.shared_with,
+            }));
         }
         FineTuning::DeployAdapter(arguments) => deploy_adapter(app, &arguments).await?,
         FineTuning::Chat(arguments) => chat(app, &arguments).await?,

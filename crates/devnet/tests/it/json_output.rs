@@ -280,13 +280,25 @@ fn every_command_prints_one_style_of_json() {
     ];
     let decrypted = walk.run(&decrypt.concat());
     assert_eq!(decrypted["manifest"]["stand_in"], true);
-    walk.run(&[&ft("get-adapter-name", &["--task-id"])[..], &[id], &model].concat());
+    let named = walk.run(&[&ft("get-adapter-name", &["--task-id"])[..], &[id], &model].concat());
     walk.run(&[&ft("list-adapters", &[])[..], &p].concat());
     walk.run(&[&ft("deploy-adapter", &["--wait"])[..], &of_task, &model].concat());
     let question = ["--message", "Where is Star Island?", "--verify"];
     let answer = walk.run(&[&ft("chat", &question)[..], &of_task, &model].concat());
     assert!(answer["completion_tokens"].as_u64().unwrap() > 0);
     assert!(answer["proof"]["signer"].is_string());
+    let adapter = named["adapter_name"].as_str().unwrap();
+    let friend = network.info.accounts[1].address.to_string();
+    let share = [
+        &ft("share-adapter", &["--adapter-name"])[..],
+        &[adapter, "--address", &friend],
+        &p,
+    ]
+    .concat();
+    let shares = walk.run(&share);
+    assert_eq!(shares["shared_with"].as_array().unwrap().len(), 1);
+    let shares = walk.run(&[&share[..], &["--revoke"]].concat());
+    assert_eq!(shares["shared_with"].as_array().unwrap().len(), 0);
     let here = cli.path("");
     walk.run_with(
         12,

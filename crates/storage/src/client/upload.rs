@@ -524,11 +524,18 @@ async fn find_or_pay(
         };
     }
     if let Some(info) = known {
-        return Ok(PaidSubmission {
-            sequence: info.tx.seq,
-            finalized: all_finalized,
-            transaction: journal.payment().map(|payment| payment.hash),
-        });
+        // A node's word alone is not a payment: it may follow a chain that was replaced since.
+        if info.tx.seq < chain.flow()?.submissions().await? {
+            return Ok(PaidSubmission {
+                sequence: info.tx.seq,
+                finalized: all_finalized,
+                transaction: journal.payment().map(|payment| payment.hash),
+            });
+        }
+        tracing::warn!(
+            sequence = info.tx.seq,
+            "a storage node names a submission that the chain does not have"
+        );
     }
     report(Phase::Paying, 0);
     let (sequence, hash) = match resume_payment(chain, journal).await? {
