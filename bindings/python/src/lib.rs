@@ -1,7 +1,7 @@
 //! `zerog_py_sdk._native`: the Rust SDK for Python, as thin as it can be.
 //!
 //! Methods take values that the Python layer has checked, and give dictionaries, lists and numbers that it makes typed
-//! records of. A call waits without the interpreter lock; see [`call`].
+//! records of. A call waits without the interpreter lock; see `call`.
 
 mod broker;
 mod call;
