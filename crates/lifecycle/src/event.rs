@@ -141,6 +141,8 @@ pub enum FailureReason {
     SettlementFailed,
     /// The chain could not be read or written.
     ChainUnavailable,
+    /// The provider's disk is full; the work waits for room.
+    DiskFull,
     /// A fault of the provider.
     Internal,
 }
@@ -163,6 +165,7 @@ impl FailureReason {
             Self::NotAcknowledged => "not_acknowledged",
             Self::SettlementFailed => "settlement_failed",
             Self::ChainUnavailable => "chain_unavailable",
+            Self::DiskFull => "disk_full",
             Self::Internal => "internal",
         }
     }

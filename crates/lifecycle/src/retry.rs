@@ -34,6 +34,10 @@ impl RetryPolicy {
     }
 }
 
+/// How long to wait before looking whether a full disk has room again, in milliseconds. Waiting uses no attempt up: the
+/// operator's disk is no fault of the task, and before delivery its user can cancel it.
+pub const DISK_FULL_PAUSE_MS: u64 = 15_000;
+
 /// The policy of each effect. Settlement and the two timers go on until a deadline of the task ends them; their attempts
 /// are therefore unlimited here.
 #[must_use]

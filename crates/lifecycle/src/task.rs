@@ -497,14 +497,18 @@ fn effect_failed(
     next: &mut Transition,
     now: Timestamp,
 ) {
-    let failures = task.failures.saturating_add(1);
-    let again = retry::policy(effect.kind)
-        .next_attempt(failures, now)
-        .filter(|at| match effect.kind {
-            EffectKind::Settle => task.settle_by.is_none_or(|last| *at <= last),
-            EffectKind::SettleUnacknowledged => task.kept_until().is_none_or(|last| *at <= last),
-            _ => true,
-        });
+    let (failures, again) = if failure.reason == FailureReason::DiskFull {
+        (task.failures, Some(now.plus_ms(retry::DISK_FULL_PAUSE_MS)))
+    } else {
+        let failures = task.failures.saturating_add(1);
+        let again = retry::policy(effect.kind).next_attempt(failures, now);
+        (failures, again)
+    };
+    let again = again.filter(|at| match effect.kind {
+        EffectKind::Settle => task.settle_by.is_none_or(|last| *at <= last),
+        EffectKind::SettleUnacknowledged => task.kept_until().is_none_or(|last| *at <= last),
+        _ => true,
+    });
     match again {
         Some(at) if !failure.is_permanent || effect.kind.is_timer() => {
             next.retry(effect.kind, failures, failure.detail.clone(), at);

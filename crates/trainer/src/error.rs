@@ -16,6 +16,8 @@ pub mod exit {
     pub const BAD_INPUT: u8 = 2;
     /// The run needs more memory than there is.
     pub const OUT_OF_MEMORY: u8 = 3;
+    /// The disk is full; start the same job again when there is room.
+    pub const DISK_FULL: u8 = 4;
     /// Stopped on request after a checkpoint; start the same job to go on (`EX_TEMPFAIL`).
     pub const STOPPED: u8 = 75;
 }
@@ -119,6 +121,7 @@ impl TrainError {
             Self::Io { source, .. } if source.kind() == std::io::ErrorKind::OutOfMemory => {
                 exit::OUT_OF_MEMORY
             }
+            Self::Io { source, .. } if is_disk_full(source) => exit::DISK_FULL,
             Self::Io { .. } | Self::Archive(_) | Self::Checkpoint { .. } => exit::RETRY,
             Self::OutOfMemory { .. } => exit::OUT_OF_MEMORY,
             Self::Stopped { .. } => exit::STOPPED,
@@ -133,6 +136,7 @@ impl TrainError {
     /// A stable name of the failure for programs.
     pub fn code(&self) -> &'static str {
         match self {
+            Self::Io { source, .. } if is_disk_full(source) => "disk_full",
             Self::Io { .. } => "io",
             Self::Job { .. } => "bad_job",
             Self::Key => "bad_key",
@@ -155,4 +159,10 @@ impl TrainError {
         let path = path.into();
         move |source| Self::Io { path, source }
     }
+}
+
+/// Whether disk, quota or a limit on file sizes is exhausted.
+fn is_disk_full(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }

@@ -392,6 +392,15 @@ fn refusals_name_the_remedy_and_have_their_own_exit_codes() {
         "fine-tuning",
     ]);
 
+    // An account whose owner took the acknowledgement of the provider's signer back.
+    cli.ok(&["fine-tuning", "revoke", "--provider", p]);
+    refused(
+        create(MODEL, &dataset, &params),
+        6,
+        &["fine-tuning acknowledge-provider", p],
+    );
+    cli.ok(&["fine-tuning", "acknowledge-provider", "--provider", p]);
+
     let broken = cli.write(
         "broken.jsonl",
         "{\"prompt\": \"a\", \"completion\": \"b\"}\n{\"prompt\": oops}\n",

@@ -7,17 +7,19 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::support::{Cli, Network, binary, fixture};
+use crate::provider_process::{BOTH_ROLES, ProviderProcess};
+use crate::support::{Cli, Network, binary, fixture, wait_for};
 
 const MODEL: &str = "Qwen2.5-0.5B-Instruct";
 const PARAMS: &str = r#"{"max_steps": 2, "per_device_train_batch_size": 2, "max_seq_length": 128}"#;
 /// Less than an adapter, more than everything else that these commands write.
 const ROOM_KIB: u32 = 64;
 
-/// A folder that takes [`ROOM_KIB`] and no more.
+/// A folder that takes [`ROOM_KIB`], or what the test says, and no more.
 struct SmallDisk {
     folder: PathBuf,
     is_mounted: bool,
@@ -25,10 +27,10 @@ struct SmallDisk {
 
 impl SmallDisk {
     /// A file system of its own; `None` where mounting is not allowed.
-    fn mounted(folder: PathBuf) -> Option<Self> {
+    fn mounted(folder: PathBuf, room_kib: u32) -> Option<Self> {
         fs::create_dir(&folder).unwrap();
         let status = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={ROOM_KIB}k"), "tmpfs"])
+            .args(["-t", "tmpfs", "-o", &format!("size={room_kib}k"), "tmpfs"])
             .arg(&folder)
             .stderr(Stdio::null())
             .status();
@@ -45,6 +47,15 @@ impl SmallDisk {
             folder,
             is_mounted: false,
         }
+    }
+
+    /// Takes all the room that is left, until the file is removed.
+    fn fill(&self) -> PathBuf {
+        let path = self.folder.join("filler");
+        let mut file = fs::File::create(&path).unwrap();
+        let block = [0; 4096];
+        while std::io::Write::write_all(&mut file, &block).is_ok() {}
+        path
     }
 
     fn path(&self, name: &str) -> String {
@@ -142,7 +153,7 @@ fn a_full_disk_at_the_user_leaves_nothing_and_acknowledges_nothing() {
     let of_task = ["--provider", provider.as_str(), "--task-id", &task];
     let at = |name: &str| network.folder.path().join(name);
     let mut disks = vec![SmallDisk::limited(at("limited"))];
-    disks.extend(SmallDisk::mounted(at("mounted")));
+    disks.extend(SmallDisk::mounted(at("mounted"), ROOM_KIB));
 
     for disk in &disks {
         for method in ["tee", "0g-storage"] {
@@ -241,4 +252,98 @@ fn a_cut_download_goes_on_where_it_stopped() {
         !transfers.is_empty() && transfers.iter().all(|done| *done > half as u64),
         "{transfers:?}"
     );
+}
+
+/// A provider whose disk is full refuses uploads, waits with what it has begun, and goes on when there is room: nothing
+/// fails, nothing is lost, nothing half-written stays. Only a file system of its own can be filled as a whole, database
+/// included, so this needs the right to mount one.
+#[test]
+fn a_full_disk_at_the_provider_is_waited_out() {
+    let network = Network::start(&["--no-provider"]);
+    let Some(disk) = SmallDisk::mounted(network.folder.path().join("provider"), 64 << 10) else {
+        eprintln!("not run: a file system cannot be mounted by this user");
+        return;
+    };
+    let provider = ProviderProcess::start(&network, "provider", 2, BOTH_ROLES);
+    let address = provider.address.to_string();
+    let cli = Cli::logged_in(&network, 5);
+    provider.wait_acknowledged(&cli, &["fine-tuning"]);
+    cli.ok(&["deposit", "--amount", "4"]);
+    cli.ok(&[
+        "transfer-fund",
+        "--provider",
+        &address,
+        "--amount",
+        "1",
+        "--service",
+        "fine-tuning",
+    ]);
+    let dataset = fixture("datasets/star-island.completion.jsonl");
+    let upload = [
+        "fine-tuning",
+        "upload",
+        "--data-path",
+        &dataset,
+        "--provider",
+        &address,
+    ];
+    let stored = |folder: &str| files(&disk.folder.join(folder)).len();
+    let filler = disk.fill();
+    let refused = cli.fails(6, &upload);
+    assert!(
+        refused.contains("cannot store the file at the moment"),
+        "{refused}"
+    );
+    assert_eq!((stored("incoming"), stored("datasets")), (0, 0));
+    fs::remove_file(&filler).unwrap();
+    cli.ok(&upload);
+    assert_eq!((stored("incoming"), stored("datasets")), (0, 1));
+
+    let params =
+        r#"{"num_train_epochs": 4, "per_device_train_batch_size": 8, "max_seq_length": 128}"#;
+    let created = cli.json(&[
+        "fine-tuning",
+        "create-task",
+        "--provider",
+        &address,
+        "--model",
+        MODEL,
+        "--dataset-path",
+        &dataset,
+        "--config-path",
+        &cli.write("params.json", params),
+    ]);
+    let task = created["task_id"].as_str().unwrap();
+    let show = [
+        "fine-tuning",
+        "get-task",
+        "--provider",
+        &address,
+        "--task",
+        task,
+    ];
+    wait_for("the training to begin", Duration::from_secs(60), || {
+        (cli.json(&show)["progress"] == "Training").then_some(())
+    });
+    let filler = disk.fill();
+    wait_for(
+        "the full disk to be noticed",
+        Duration::from_secs(120),
+        || provider.log().contains("an effect failed").then_some(()),
+    );
+    // Longer than all attempts that a failing training has, were they counted.
+    std::thread::sleep(Duration::from_secs(10));
+    let view = cli.json(&show);
+    assert_eq!(view["progress"], "Training", "{view}\n{}", provider.log());
+    fs::remove_file(&filler).unwrap();
+    wait_for("the task to be delivered", Duration::from_secs(240), || {
+        let view = cli.json(&show);
+        assert_ne!(view["progress"], "Failed", "{view}\n{}", provider.log());
+        (view["progress"] == "Delivered").then_some(())
+    });
+    let halves = files(&disk.folder);
+    let mut halves = halves
+        .iter()
+        .filter(|path| path.to_string_lossy().contains(".tmp"));
+    assert_eq!(halves.next(), None, "half-written files stay");
 }

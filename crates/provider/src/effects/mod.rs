@@ -22,7 +22,7 @@ pub(crate) use deliver::acknowledged_on_chain;
 pub(crate) use runner::start;
 
 /// What users are told about a full disk.
-const DISK_FULL: &str = "the provider has no disk space left";
+const DISK_FULL: &str = "the provider has no disk space left; the task goes on when there is room";
 
 /// Why an executor did not fulfil its effect.
 #[derive(Debug)]
@@ -41,23 +41,30 @@ impl EffectError {
     pub(crate) fn permanent(reason: FailureReason, detail: impl ToString) -> Self {
         Self::Failed(EffectFailure::permanent(reason, detail.to_string()))
     }
+
+    fn of_file(is_disk_full: bool) -> Self {
+        if is_disk_full {
+            Self::retry(FailureReason::DiskFull, DISK_FULL)
+        } else {
+            let detail = "a file of the provider could not be used";
+            Self::retry(FailureReason::Internal, detail)
+        }
+    }
 }
 
 impl From<std::io::Error> for EffectError {
     fn from(error: std::io::Error) -> Self {
         tracing::error!(%error, "a file failed");
-        let detail = if is_disk_full(&error) {
-            DISK_FULL
-        } else {
-            "a file of the provider could not be used"
-        };
-        Self::retry(FailureReason::Internal, detail)
+        Self::of_file(is_disk_full(&error))
     }
 }
 
 impl From<StoreError> for EffectError {
     fn from(error: StoreError) -> Self {
         tracing::error!(%error, "the database failed");
+        if error.is_disk_full() {
+            return Self::of_file(true);
+        }
         Self::retry(FailureReason::Internal, "the provider's database failed")
     }
 }
@@ -65,12 +72,7 @@ impl From<StoreError> for EffectError {
 impl From<VaultError> for EffectError {
     fn from(error: VaultError) -> Self {
         tracing::error!(%error, "a sealed file failed");
-        let detail = if error.is_disk_full() {
-            DISK_FULL
-        } else {
-            "a file of the provider could not be used"
-        };
-        Self::retry(FailureReason::Internal, detail)
+        Self::of_file(error.is_disk_full())
     }
 }
 

@@ -91,6 +91,8 @@ pub(crate) async fn run(
                     FailureReason::OutOfMemory,
                     text("training ran out of memory".into()),
                 )
+            } else if code == i32::from(exit::DISK_FULL) {
+                EffectError::retry(FailureReason::DiskFull, super::DISK_FULL)
             } else {
                 let detail = text(format!(
                     "container exited with non-zero status code: {code}"

@@ -70,6 +70,14 @@ impl StoreError {
         }
     }
 
+    /// Whether the database had no room: SQLite's `SQLITE_FULL`, PostgreSQL's `disk_full`.
+    pub(crate) fn is_disk_full(&self) -> bool {
+        let Self::Database(sqlx::Error::Database(error)) = self else {
+            return false;
+        };
+        matches!(error.code().as_deref(), Some("13" | "53100"))
+    }
+
     fn is_unique_violation(&self) -> bool {
         matches!(self, Self::Database(sqlx::Error::Database(error)) if error.is_unique_violation())
     }
