@@ -33,6 +33,7 @@ pub mod logs;
 pub mod networks;
 pub mod revert;
 mod rpc;
+mod serving_contract;
 pub mod transaction;
 
 pub use calls::ContractCall;
