@@ -382,7 +382,7 @@ fn refusals_name_the_remedy_and_have_their_own_exit_codes() {
     // No account yet: funds.
     refused(create(MODEL, &dataset, &params), 4, &["transfer-fund"]);
     cli.ok(&["deposit", "--amount", "4"]);
-    cli.ok(&[
+    let transfer = [
         "transfer-fund",
         "--provider",
         p,
@@ -390,16 +390,21 @@ fn refusals_name_the_remedy_and_have_their_own_exit_codes() {
         "1",
         "--service",
         "fine-tuning",
-    ]);
+    ];
+    cli.ok(&transfer);
 
-    // An account whose owner took the acknowledgement of the provider's signer back.
+    // An account whose owner took everything out and then the acknowledgement of the provider's signer back; a transfer
+    // gives it again.
+    cli.ok(&["retrieve-fund"]);
+    network.advance_time(2 * 86_400);
+    cli.ok(&["retrieve-fund"]);
     cli.ok(&["fine-tuning", "revoke", "--provider", p]);
     refused(
         create(MODEL, &dataset, &params),
         6,
         &["fine-tuning acknowledge-provider", p],
     );
-    cli.ok(&["fine-tuning", "acknowledge-provider", "--provider", p]);
+    cli.ok(&transfer);
 
     let broken = cli.write(
         "broken.jsonl",

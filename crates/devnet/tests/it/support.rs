@@ -1,6 +1,8 @@
 //! Starting the real binaries, waiting for what they say, and stopping them by process id whatever happens.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -98,6 +100,29 @@ impl Network {
             info: serde_json::from_str(&text).unwrap(),
             folder,
             _process: process,
+        }
+    }
+
+    /// Moves the chain's clock.
+    pub(crate) fn advance_time(&self, seconds: u64) {
+        let host = self.info.rpc_url.strip_prefix("http://").unwrap();
+        for (method, parameter) in [
+            ("evm_increaseTime", seconds.to_string()),
+            ("evm_mine", String::new()),
+        ] {
+            let body =
+                format!(r#"{{"jsonrpc":"2.0","id":1,"method":"{method}","params":[{parameter}]}}"#);
+            let mut stream = TcpStream::connect(host).unwrap();
+            write!(
+                stream,
+                "POST / HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+                 Connection: close\r\n\r\n{body}",
+                body.len()
+            )
+            .unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            assert!(answer.contains("result"), "{answer}");
         }
     }
 }
