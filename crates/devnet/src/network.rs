@@ -193,17 +193,24 @@ impl Devnet {
             ..Default::default()
         })?;
         let rpc_server =
-            chain.serve(bind(options.rpc_port, "chain JSON-RPC", "--rpc-port").await?)?;
+            chain.serve(listen(options.rpc_port, "chain JSON-RPC", "--rpc-port").await?)?;
         let rpc_url = rpc_server.url();
 
-        // Bound here once and let go, so that a taken port is reported with the option that moves it.
-        drop(bind(options.storage_port, "storage node", "--storage-port").await?);
         let flow = genesis.addresses.flow.unwrap_or_default();
         let storage = StorageNode::start(NodeOptions {
             listen: SocketAddr::from(([127, 0, 0, 1], options.storage_port)),
             ..NodeOptions::new(data_dir.join("storage"), rpc_url.clone(), flow)
         })
-        .await?;
+        .await
+        .map_err(|error| match error {
+            zerog_storage::Error::Listen { source, .. } => cannot_listen(
+                source,
+                options.storage_port,
+                "storage node",
+                "--storage-port",
+            ),
+            error => error.into(),
+        })?;
 
         let owner_client =
             ChainClient::connect(&rpc_url, genesis.addresses, ClientOptions::default())
@@ -218,7 +225,6 @@ impl Devnet {
                 None => base_model::unpack(&data_dir)
                     .map_err(|source| file("cannot unpack the base model", source))?,
             };
-            drop(bind(options.provider_port, "provider", "--provider-port").await?);
             let mut config = Config::devnet(
                 &rpc_url,
                 genesis.addresses,
@@ -231,7 +237,12 @@ impl Devnet {
             if let Some(fine_tuning) = &mut config.fine_tuning {
                 fine_tuning.trainer.command = options.trainer_command.clone();
             }
-            let provider = Provider::start(config).await?;
+            let provider = Provider::start(config).await.map_err(|error| match error {
+                StartError::Listen { source, .. } => {
+                    cannot_listen(source, options.provider_port, "provider", "--provider-port")
+                }
+                error => error.into(),
+            })?;
             wait_acknowledged(&owner_client, provider_account.address).await?;
             Some(provider)
         } else {
@@ -371,24 +382,32 @@ async fn wait_acknowledged(client: &ChainClient, provider: Address) -> Result<()
     Err(DevnetError::NotReady(READY_TIMEOUT))
 }
 
-async fn bind(
+async fn listen(
     port: u16,
     purpose: &'static str,
     flag: &'static str,
 ) -> Result<TcpListener, DevnetError> {
     TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], port)))
         .await
-        .map_err(|source| {
-            if source.kind() == io::ErrorKind::AddrInUse {
-                DevnetError::PortTaken {
-                    port,
-                    purpose,
-                    flag,
-                }
-            } else {
-                file(format!("cannot listen on port {port} ({purpose})"), source)
-            }
-        })
+        .map_err(|source| cannot_listen(source, port, purpose, flag))
+}
+
+/// A taken port is reported with the option that moves it.
+fn cannot_listen(
+    source: io::Error,
+    port: u16,
+    purpose: &'static str,
+    flag: &'static str,
+) -> DevnetError {
+    if source.kind() == io::ErrorKind::AddrInUse {
+        DevnetError::PortTaken {
+            port,
+            purpose,
+            flag,
+        }
+    } else {
+        file(format!("cannot listen on port {port} ({purpose})"), source)
+    }
 }
 
 fn file(what: impl Into<String>, source: io::Error) -> DevnetError {
