@@ -120,6 +120,7 @@ pub(crate) fn progress_line(progress: &Progress) -> Option<String> {
             dropped_examples,
             skipped_examples,
             validation_examples,
+            expected_memory_bytes,
             stand_in,
         } => {
             let resumed = if *resumed_at > 0 {
@@ -154,7 +155,8 @@ pub(crate) fn progress_line(progress: &Progress) -> Option<String> {
                 }
             }
             format!(
-                "{total_steps} steps over {examples} examples, {tokens} tokens of which {supervised_tokens} are learned{resumed}{notes}{stand_in}"
+                "{total_steps} steps over {examples} examples, {tokens} tokens of which {supervised_tokens} are learned{resumed}{notes}; up to {} MiB of memory{stand_in}",
+                expected_memory_bytes >> 20
             )
         }
         Progress::Step {

@@ -103,19 +103,19 @@ impl Load {
 }
 
 /// The memory that a run is expected to take, in bytes.
-pub(crate) fn estimate(shape: &Shape, load: &Load) -> u64 {
+fn estimate(shape: &Shape, load: &Load) -> u64 {
     shape.bytes(load.trained_parameters, load.pack(shape, load.per_step))
 }
 
-/// Refuses a run whose estimate exceeds `limit`, or what the system has left.
+/// Refuses a run whose estimate exceeds `limit`, or what the system has left; returns the estimate in bytes.
 ///
 /// # Errors
 /// [`TrainError::OutOfMemory`] with the batch size or the length that fits.
-pub(crate) fn check(shape: &Shape, load: &Load, limit: Option<u64>) -> Result<(), TrainError> {
+pub(crate) fn check(shape: &Shape, load: &Load, limit: Option<u64>) -> Result<u64, TrainError> {
     let needed = estimate(shape, load);
     // When neither is known there is nothing to compare with; the run is tried.
     let Some(available) = [limit, available_bytes()].into_iter().flatten().min() else {
-        return Ok(());
+        return Ok(needed);
     };
     if needed > available {
         return Err(TrainError::OutOfMemory {
@@ -124,7 +124,7 @@ pub(crate) fn check(shape: &Shape, load: &Load, limit: Option<u64>) -> Result<()
             remedy: remedy(shape, load, available),
         });
     }
-    Ok(())
+    Ok(needed)
 }
 
 /// Which change makes the run fit, the smallest loss first.

@@ -52,6 +52,9 @@ pub enum Progress {
         /// Examples set aside for validation.
         #[serde(default)]
         validation_examples: u64,
+        /// Memory that the run is expected to take at most, in bytes; 0 where nobody worked it out.
+        #[serde(default)]
+        expected_memory_bytes: u64,
         /// Whether other weights than the named base model are trained on.
         stand_in: bool,
     },

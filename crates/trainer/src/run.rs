@@ -66,8 +66,9 @@ pub fn run(
         stop,
         report,
         quiet: false,
+        expected_memory_bytes: 0,
     };
-    run.check_memory(&shape, load)?;
+    run.expected_memory_bytes = run.check_memory(&shape, load)?;
     let state = run.train()?;
     let delivered = run.load_best(&state)?;
     let Run { mut method, .. } = run;
@@ -182,11 +183,12 @@ struct Run<'a> {
     quiet: bool,
     fingerprint: String,
     total_steps: u64,
+    expected_memory_bytes: u64,
     method: Box<dyn Method>,
 }
 
 impl Run<'_> {
-    fn check_memory(&mut self, shape: &Shape, load: Load) -> Result<(), TrainError> {
+    fn check_memory(&mut self, shape: &Shape, load: Load) -> Result<u64, TrainError> {
         let load = Load {
             trained_parameters: self.method.trainable().trainable_parameters() as u64,
             ..load
@@ -365,6 +367,7 @@ impl Run<'_> {
             dropped_examples: report.dropped_examples as u64,
             skipped_examples: report.skipped_examples as u64,
             validation_examples: report.validation_examples as u64,
+            expected_memory_bytes: self.expected_memory_bytes,
             stand_in: self.job.stand_in,
         }
     }

@@ -1,45 +1,11 @@
 //! A run that is killed again and again ends with the very bytes of a run that was not, whatever it learns.
 
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, Command, Stdio};
+use zerog_trainer::{JobDirectory, exit, open_file};
 
-use zerog_trainer::{JobDirectory, Progress, exit, open_file};
+use crate::workshop::{Case, classification, dora, key, language, preference, records, spawn};
 
-use crate::workshop::{Case, classification, dora, key, language, preference};
-
-const CHILD_JOB: &str = "ZEROG_TEST_KILLED_JOB";
 /// Kills of each run.
 const KILLS: usize = 3;
-
-/// Not a test by itself: the process that the next test starts.
-#[test]
-fn child() {
-    if let Some(directory) = std::env::var_os(CHILD_JOB) {
-        let status = zerog_trainer::child_status(std::path::Path::new(&directory));
-        std::process::exit(i32::from(status));
-    }
-}
-
-fn spawn(directory: &JobDirectory) -> Child {
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "kills::child", "--nocapture"])
-        .env(CHILD_JOB, directory.path())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut input = child.stdin.take().unwrap();
-    writeln!(input, "{}", hex::encode(key().expose_bytes())).unwrap();
-    child
-}
-
-/// The progress records among what the test harness prints.
-fn records(child: &mut Child) -> impl Iterator<Item = Progress> + use<> {
-    BufReader::new(child.stdout.take().unwrap())
-        .lines()
-        .map_while(Result::ok)
-        .filter_map(|line| serde_json::from_str(&line[line.find('{')?..]).ok())
-}
 
 /// Kills the run after as many records as `random` says; returns whether it was killed before its end.
 fn kill_somewhere(directory: &JobDirectory, random: u64) -> bool {

@@ -8,6 +8,7 @@ mod base_model;
 mod guards;
 mod jobs;
 mod kills;
+mod memory;
 mod methods;
 mod tuning;
 mod workshop;

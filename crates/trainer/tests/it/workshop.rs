@@ -1,7 +1,8 @@
 //! Jobs of every method over small models: what the tests of methods and interruptions share.
 
-use std::io::{Cursor, Read};
+use std::io::{BufRead, BufReader, Cursor, Read, Write};
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::json;
@@ -95,6 +96,39 @@ pub(crate) fn run_job(
         Ok(())
     });
     (outcome, records)
+}
+
+const CHILD_JOB: &str = "ZEROG_TEST_CHILD_OF_WORKSHOP";
+
+/// Not a test by itself: the process that tests start.
+#[test]
+fn child() {
+    if let Some(directory) = std::env::var_os(CHILD_JOB) {
+        let status = zerog_trainer::child_status(Path::new(&directory));
+        std::process::exit(i32::from(status));
+    }
+}
+
+/// Starts a job as a process of its own.
+pub(crate) fn spawn(directory: &JobDirectory) -> Child {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "workshop::child", "--nocapture"])
+        .env(CHILD_JOB, directory.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    writeln!(input, "{}", hex::encode(key().expose_bytes())).unwrap();
+    child
+}
+
+/// The progress records among what the test harness prints.
+pub(crate) fn records(child: &mut Child) -> impl Iterator<Item = Progress> + use<> {
+    BufReader::new(child.stdout.take().unwrap())
+        .lines()
+        .map_while(Result::ok)
+        .filter_map(|line| serde_json::from_str(&line[line.find('{')?..]).ok())
 }
 
 pub(crate) fn params() -> TrainingParams {
