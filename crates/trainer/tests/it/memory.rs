@@ -35,12 +35,6 @@ fn measure(case: &Case) -> (u64, u64) {
         peak = peak.max(peak_bytes(child.id()).unwrap_or(0));
     }
     assert_eq!(child.wait().unwrap().code(), Some(i32::from(exit::DONE)));
-    println!(
-        "{}: {} MiB predicted, {} MiB measured",
-        case.name,
-        expected >> 20,
-        peak >> 20
-    );
     (expected, peak)
 }
 
@@ -107,6 +101,12 @@ fn the_prediction_holds_on_the_small_model_and_a_wider_one() {
         ),
     ] {
         let (expected, peak) = measure(&case);
+        println!(
+            "{}: {} MiB predicted, {} MiB measured",
+            case.name,
+            expected >> 20,
+            peak >> 20
+        );
         assert!(
             peak > 0 && peak <= expected,
             "{}: {peak} of {expected}",
