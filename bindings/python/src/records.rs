@@ -67,7 +67,7 @@ record!(FeeQuote, this:
 
 record!(FeeBreakdown, this:
     billed_tokens, price_per_token, price_coefficient, training_fee, storage_fee, total);
-record!(TrainingProgress, this: step, total_steps, loss, first_loss, learning_rate, eta_s);
+record!(TrainingProgress, this: step, total_steps, loss, first_loss, eval_loss, learning_rate, eta_s);
 record!(Task, this:
     id, created_at, updated_at, user_address, pre_trained_model_hash, dataset_hash, training_params, fee, nonce, signature,
     state = this.progress, deliver_index, deliver_time, model_type, wait, failure_reason, stage, queue_position,

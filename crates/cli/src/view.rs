@@ -319,6 +319,7 @@ struct TrainingOutput {
     total_steps: u64,
     loss: Option<f64>,
     first_loss: Option<f64>,
+    eval_loss: Option<f64>,
     learning_rate: Option<f64>,
     eta_s: Option<f64>,
 }
@@ -413,6 +414,7 @@ impl From<TrainingProgress> for TrainingOutput {
             total_steps,
             loss,
             first_loss,
+            eval_loss,
             learning_rate,
             eta_s,
         } = training;
@@ -421,6 +423,7 @@ impl From<TrainingProgress> for TrainingOutput {
             total_steps,
             loss,
             first_loss,
+            eval_loss,
             learning_rate,
             eta_s,
         }

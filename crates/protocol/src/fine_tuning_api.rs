@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::models::ModelKind;
 use crate::task::TaskState;
 
 /// Body of `POST /v1/user/{addr}/task`.
@@ -188,6 +189,9 @@ pub struct TrainingProgress {
     /// Loss of the first step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_loss: Option<f64>,
+    /// Newest loss on the records set aside for validation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eval_loss: Option<f64>,
     /// Learning rate of the newest step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub learning_rate: Option<f64>,
@@ -304,6 +308,9 @@ pub struct ModelView {
     /// Longest sequence in tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_tokens: Option<u32>,
+    /// What the model learns from; absent from the original's answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task_type: Option<ModelKind>,
     /// True when other weights than the named ones run (only on chain 31337).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stand_in: Option<bool>,
@@ -352,6 +359,7 @@ mod tests {
                     total_steps: 2,
                     loss: Some(0.5),
                     first_loss: None,
+                    eval_loss: Some(0.75),
                     learning_rate: None,
                     eta_s: None,
                 }),

@@ -31,6 +31,15 @@ pub struct AdapterManifest {
     pub loss_first: f64,
     /// Loss per supervised token at the last step.
     pub loss_last: f64,
+    /// Step whose state was delivered, where it is not the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best_step: Option<u64>,
+    /// Loss of the delivered state on the records set aside for validation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eval_loss: Option<f64>,
+    /// Names of the classes in the order of their logits; empty for language models.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
     /// All parameters, defaults included.
     pub params: TrainingParams,
 }

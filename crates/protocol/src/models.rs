@@ -1,13 +1,16 @@
 //! The predefined base models: names, hashes and fee constants that are compiled into the published clients.
 
 use alloy_primitives::{B256, U256, b256};
+use serde::{Deserialize, Serialize};
 
-/// What a model learns from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What a model learns from, under PEFT's names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ModelKind {
     /// A decoder that continues text.
+    #[serde(rename = "CAUSAL_LM")]
     CausalLanguage,
     /// An encoder with a classification head.
+    #[serde(rename = "SEQ_CLS")]
     SequenceClassification,
 }
 

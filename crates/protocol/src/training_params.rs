@@ -28,6 +28,32 @@ pub enum LearningRateSchedule {
     Constant,
 }
 
+/// What is learned from the dataset. A classification model has one method, which is `sft` here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TrainingMethod {
+    /// The answers of the records (supervised fine-tuning).
+    #[default]
+    Sft,
+    /// To prefer one answer over another (direct preference optimisation, Rafailov et al. 2023).
+    Dpo,
+}
+
+/// What happens to a record that has more tokens than `max_seq_length`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExcessLengthStrategy {
+    /// Its end is cut off.
+    #[default]
+    Truncate,
+    /// It becomes several examples.
+    Split,
+    /// It is left out.
+    Drop,
+    /// The dataset is refused.
+    Raise,
+}
+
 /// A checked set of training parameters.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -78,6 +104,22 @@ pub struct TrainingParams {
     pub adam_beta2: f64,
     /// Added to the root of that mean, 1e-12 to 1e-3.
     pub adam_epsilon: f64,
+    /// What is learned.
+    pub training_method: TrainingMethod,
+    /// Strength with which DPO holds on to the base model, 0.001 to 10.
+    pub dpo_beta: f64,
+    /// What happens to records longer than `max_seq_length`.
+    pub excess_length_strategy: ExcessLengthStrategy,
+    /// Share of the records that is not trained on but measured, 0 to 0.5; drawn by `seed`.
+    pub validation_split: f64,
+    /// Steps between two measurements on that share; 0 = at the end of each epoch.
+    pub eval_steps: u32,
+    /// Measurements without a better one after which training ends; 0 = never.
+    pub early_stopping_patience: u32,
+    /// By how much the loss must fall to count as better, 0 to 10.
+    pub early_stopping_threshold: f64,
+    /// Deliver the state with the lowest measured loss instead of the last one; nothing without `validation_split`.
+    pub load_best_model_at_end: bool,
 }
 
 impl Default for TrainingParams {
@@ -105,6 +147,14 @@ impl Default for TrainingParams {
             adam_beta1: 0.9,
             adam_beta2: 0.999,
             adam_epsilon: 1e-8,
+            training_method: TrainingMethod::Sft,
+            dpo_beta: 0.1,
+            excess_length_strategy: ExcessLengthStrategy::Truncate,
+            validation_split: 0.0,
+            eval_steps: 0,
+            early_stopping_patience: 0,
+            early_stopping_threshold: 0.0,
+            load_best_model_at_end: true,
         }
     }
 }
@@ -155,6 +205,14 @@ pub enum ParamsError {
         /// The value as written.
         found: String,
     },
+    /// A parameter that means nothing without another one.
+    #[error("{key} needs {needed}")]
+    Needs {
+        /// The parameter.
+        key: &'static str,
+        /// What must be set too, in words.
+        needed: &'static str,
+    },
     /// Exponent notation in the strict schema.
     #[error(
         "learning_rate must use decimal notation (e.g., 0.0002), not scientific notation (e.g., 2e-4)"
@@ -170,7 +228,7 @@ const STRICT_KEYS: [&str; 5] = [
     "max_steps",
 ];
 
-const KEYS: [&str; 23] = [
+const KEYS: [&str; 31] = [
     "num_train_epochs",
     "per_device_train_batch_size",
     "learning_rate",
@@ -194,6 +252,14 @@ const KEYS: [&str; 23] = [
     "adam_beta1",
     "adam_beta2",
     "adam_epsilon",
+    "training_method",
+    "dpo_beta",
+    "excess_length_strategy",
+    "validation_split",
+    "eval_steps",
+    "early_stopping_patience",
+    "early_stopping_threshold",
+    "load_best_model_at_end",
 ];
 
 /// Most names in `lora_target_modules`; more than any model has.
@@ -251,6 +317,18 @@ impl TrainingParams {
             }
             other => other.unwrap_or(defaults.max_steps),
         };
+        let validation_split = read
+            .number("validation_split", 0.0, 0.5)?
+            .unwrap_or(defaults.validation_split);
+        let early_stopping_patience = read
+            .integer("early_stopping_patience", 0, 1000)?
+            .map_or(defaults.early_stopping_patience, |count| count as u32);
+        if early_stopping_patience > 0 && validation_split == 0.0 {
+            return Err(ParamsError::Needs {
+                key: "early_stopping_patience",
+                needed: "validation_split, for example 0.1: without records set aside there is no loss to watch",
+            });
+        }
         let (low_rate, high_rate) = if strict {
             (0.00001, 0.001)
         } else {
@@ -298,7 +376,12 @@ impl TrainingParams {
             weight_decay: read
                 .number("weight_decay", 0.0, 1.0)?
                 .unwrap_or(defaults.weight_decay),
-            lr_scheduler_type: read.schedule()?.unwrap_or(defaults.lr_scheduler_type),
+            lr_scheduler_type: read
+                .choice(
+                    "lr_scheduler_type",
+                    "\"cosine\", \"linear\" or \"constant\"",
+                )?
+                .unwrap_or(defaults.lr_scheduler_type),
             seed: read
                 .integer("seed", 0, i64::MAX)?
                 .map_or(defaults.seed, |seed| seed as u64),
@@ -317,6 +400,29 @@ impl TrainingParams {
             adam_epsilon: read
                 .number("adam_epsilon", 1e-12, 1e-3)?
                 .unwrap_or(defaults.adam_epsilon),
+            training_method: read
+                .choice("training_method", "\"sft\" or \"dpo\"")?
+                .unwrap_or(defaults.training_method),
+            dpo_beta: read
+                .number("dpo_beta", 0.001, 10.0)?
+                .unwrap_or(defaults.dpo_beta),
+            excess_length_strategy: read
+                .choice(
+                    "excess_length_strategy",
+                    "\"truncate\", \"split\", \"drop\" or \"raise\"",
+                )?
+                .unwrap_or(defaults.excess_length_strategy),
+            validation_split,
+            eval_steps: read
+                .integer("eval_steps", 0, 1_000_000)?
+                .map_or(defaults.eval_steps, |steps| steps as u32),
+            early_stopping_patience,
+            early_stopping_threshold: read
+                .number("early_stopping_threshold", 0.0, 10.0)?
+                .unwrap_or(defaults.early_stopping_threshold),
+            load_best_model_at_end: read
+                .flag("load_best_model_at_end")?
+                .unwrap_or(defaults.load_best_model_at_end),
         })
     }
 
@@ -447,15 +553,20 @@ impl Reader<'_> {
         Ok(names)
     }
 
-    fn schedule(&self) -> Result<Option<LearningRateSchedule>, ParamsError> {
-        let Some(value) = self.0.get("lr_scheduler_type") else {
+    /// One of a few names, listed in `range`.
+    fn choice<T: serde::de::DeserializeOwned>(
+        &self,
+        key: &'static str,
+        range: &str,
+    ) -> Result<Option<T>, ParamsError> {
+        let Some(value) = self.0.get(key) else {
             return Ok(None);
         };
         serde_json::from_value(value.clone())
             .map(Some)
             .map_err(|_| ParamsError::Range {
-                key: "lr_scheduler_type",
-                range: "\"cosine\", \"linear\" or \"constant\"".into(),
+                key,
+                range: range.to_owned(),
                 found: value.to_string(),
             })
     }
@@ -532,6 +643,32 @@ mod tests {
                 ..TrainingParams::default()
             }
         );
+    }
+
+    #[test]
+    fn methods_and_validation_are_read_and_refused_by_name() {
+        let params = extended(
+            r#"{"training_method":"dpo","dpo_beta":0.2,"excess_length_strategy":"split","validation_split":0.1,
+                "eval_steps":5,"early_stopping_patience":3,"load_best_model_at_end":false}"#,
+        )
+        .unwrap();
+        assert_eq!(
+            (params.training_method, params.excess_length_strategy),
+            (TrainingMethod::Dpo, ExcessLengthStrategy::Split)
+        );
+        assert_eq!(
+            (params.validation_split, params.eval_steps, params.dpo_beta),
+            (0.1, 5, 0.2)
+        );
+        assert!(!params.load_best_model_at_end);
+        let text = |text: &str| extended(text).unwrap_err().to_string();
+        assert!(text(r#"{"training_method":"ppo"}"#).contains("\"sft\" or \"dpo\""));
+        assert!(text(r#"{"excess_length_strategy":"pad"}"#).contains("\"drop\""));
+        assert!(text(r#"{"early_stopping_patience":2}"#).contains("validation_split"));
+        assert!(text(r#"{"validation_split":0.9}"#).contains("between 0 and 0.5"));
+        // The file with every default is a file that is accepted.
+        let defaults = serde_json::to_string(&TrainingParams::default()).unwrap();
+        assert_eq!(extended(&defaults).unwrap(), TrainingParams::default());
     }
 
     #[test]

@@ -6,7 +6,9 @@ use std::sync::{Arc, OnceLock};
 
 use alloy_primitives::B256;
 use sha2::{Digest, Sha256};
+use zerog_model::ModelFamily;
 use zerog_protocol::fine_tuning_api::ModelView;
+use zerog_protocol::models::ModelKind;
 use zerog_tokenization::{Tokenizer, TokenizerError};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, DateTime, ZipWriter};
@@ -71,6 +73,8 @@ pub(crate) struct BaseModelEntry {
     pub config: ModelConfig,
     /// Longest sequence in tokens.
     pub max_tokens: u32,
+    /// What it learns from.
+    pub kind: ModelKind,
     tokenizer: OnceLock<Arc<Tokenizer>>,
     tokenizer_package: OnceLock<Package>,
     weights_sha256: OnceLock<String>,
@@ -102,6 +106,7 @@ impl Catalogue {
             .map(|config| {
                 Ok(BaseModelEntry {
                     max_tokens: max_tokens(config)?,
+                    kind: kind(config)?,
                     config: config.clone(),
                     tokenizer: OnceLock::new(),
                     tokenizer_package: OnceLock::new(),
@@ -232,22 +237,25 @@ impl BaseModelEntry {
         let parameters =
             serde_json::to_vec_pretty(&zerog_protocol::training_params::TrainingParams::default())
                 .map_err(|error| self.unpackable(&error))?;
-        self.package(&[
-            ("README.md".into(), readme),
-            ("training-config.json".into(), parameters),
-            (
-                "datasets/messages.jsonl".into(),
-                SAMPLE_MESSAGES.as_bytes().to_vec(),
-            ),
-            (
-                "datasets/instruction.jsonl".into(),
-                SAMPLE_INSTRUCTION.as_bytes().to_vec(),
-            ),
-            (
-                "datasets/completion.jsonl".into(),
-                SAMPLE_COMPLETION.as_bytes().to_vec(),
-            ),
-        ])
+        let samples: &[(&str, &str)] = match self.kind {
+            ModelKind::CausalLanguage => &[
+                ("messages", SAMPLE_MESSAGES),
+                ("instruction", SAMPLE_INSTRUCTION),
+                ("completion", SAMPLE_COMPLETION),
+                ("preference", SAMPLE_PREFERENCE),
+            ],
+            ModelKind::SequenceClassification => &[("classification", SAMPLE_CLASSIFICATION)],
+        };
+        let mut members = vec![
+            ("README.md".to_owned(), readme),
+            ("training-config.json".to_owned(), parameters),
+        ];
+        members.extend(
+            samples
+                .iter()
+                .map(|(name, text)| (format!("datasets/{name}.jsonl"), text.as_bytes().to_vec())),
+        );
+        self.package(&members)
     }
 
     fn usage_text(&self) -> String {
@@ -262,8 +270,7 @@ impl BaseModelEntry {
              - hash: `{hash}`\n- longest sequence: {max} tokens\n- price coefficient: {coefficient}\n\
              - storage fee: {fee} neuron\n\n\
              ## Dataset\n\nOne JSON object per line, one format per file; see `datasets/`:\n\n\
-             - `messages`: a conversation; the assistant's turns are learned\n\
-             - `instruction`, `input`, `output`\n- `prompt`, `completion`\n\n\
+             {formats}\n\n\
              ## Training parameters\n\n`training-config.json` holds every parameter with its default; leave out what you do \
              not change.\n\n\
              ## Run\n\n```console\n$ 0g-compute-cli fine-tuning create-task --provider 0x… --model {name} \\\n    \
@@ -274,6 +281,14 @@ impl BaseModelEntry {
             max = self.max_tokens,
             coefficient = config.price_coefficient,
             fee = config.storage_fee,
+            formats = match self.kind {
+                ModelKind::CausalLanguage => {
+                    "- `messages`: a conversation; the assistant's turns are learned\n\
+                     - `instruction`, `input`, `output`\n- `prompt`, `completion`\n\
+                     - `prompt`, `chosen`, `rejected` with `\"training_method\": \"dpo\"`"
+                }
+                ModelKind::SequenceClassification => "- `text`, `label`",
+            },
         )
     }
 
@@ -303,6 +318,7 @@ impl BaseModelEntry {
             price_coefficient: Some(config.price_coefficient),
             storage_fee: Some(config.storage_fee.to_string()),
             max_tokens: Some(self.max_tokens),
+            task_type: Some(self.kind),
             stand_in: config.stand_in.then_some(true),
             base_model_sha256: self.weights_sha256.get().cloned(),
         }
@@ -347,6 +363,19 @@ impl BaseModelEntry {
     }
 }
 
+/// Language model or classifier, by the folder's own word.
+fn kind(config: &ModelConfig) -> Result<ModelKind, CatalogueError> {
+    let family =
+        ModelFamily::of_folder(&config.folder).map_err(|error| CatalogueError::Config {
+            model: config.name.clone(),
+            problem: error.to_string(),
+        })?;
+    Ok(match family.is_decoder() {
+        true => ModelKind::CausalLanguage,
+        false => ModelKind::SequenceClassification,
+    })
+}
+
 fn max_tokens(config: &ModelConfig) -> Result<u32, CatalogueError> {
     let path = config.folder.join("config.json");
     let bytes = std::fs::read(&path).map_err(|source| CatalogueError::Read {
@@ -370,5 +399,8 @@ fn max_tokens(config: &ModelConfig) -> Result<u32, CatalogueError> {
 const SAMPLE_MESSAGES: &str = "{\"messages\": [{\"role\": \"user\", \"content\": \"Where does the lamp stand?\"}, \
 {\"role\": \"assistant\", \"content\": \"On the window sill.\"}]}\n";
 const SAMPLE_INSTRUCTION: &str = "{\"instruction\": \"Translate to French\", \"input\": \"Good evening\", \"output\": \"Bonsoir\"}\n";
+const SAMPLE_PREFERENCE: &str = "{\"prompt\": \"Where does the lamp stand?\", \"chosen\": \"On the window sill.\", \"rejected\": \"Somewhere.\"}\n";
+const SAMPLE_CLASSIFICATION: &str = "{\"text\": \"The room was warm and quiet.\", \"label\": \"good\"}\n\
+{\"text\": \"Nobody answered the bell.\", \"label\": \"bad\"}\n";
 const SAMPLE_COMPLETION: &str =
     "{\"prompt\": \"The capital of the island is\", \"completion\": \" Harbourtown.\"}\n";

@@ -5,7 +5,7 @@ use zerog_lifecycle::event::FailureReason;
 use zerog_lifecycle::task::{Notice, Task};
 use zerog_protocol::amount::format_0g;
 use zerog_protocol::task::TaskState;
-use zerog_trainer::Progress;
+use zerog_trainer::{Metrics, Progress};
 
 use crate::store::EventRow;
 
@@ -114,8 +114,14 @@ pub(crate) fn progress_line(progress: &Progress) -> Option<String> {
             examples,
             tokens,
             supervised_tokens,
+            truncated_examples,
+            truncated_tokens,
+            split_examples,
+            dropped_examples,
+            skipped_examples,
+            validation_examples,
+            expected_memory_bytes,
             stand_in,
-            ..
         } => {
             let resumed = if *resumed_at > 0 {
                 format!(", resumed at step {resumed_at}")
@@ -127,8 +133,30 @@ pub(crate) fn progress_line(progress: &Progress) -> Option<String> {
             } else {
                 ""
             };
+            let mut notes = String::new();
+            for (count, note) in [
+                (validation_examples, "set aside for validation".to_owned()),
+                (
+                    truncated_examples,
+                    format!("cut at max_seq_length, {truncated_tokens} tokens lost"),
+                ),
+                (split_examples, "split at max_seq_length".to_owned()),
+                (
+                    dropped_examples,
+                    "left out because they are longer than max_seq_length".to_owned(),
+                ),
+                (
+                    skipped_examples,
+                    "left out because nothing of their answer is within max_seq_length".to_owned(),
+                ),
+            ] {
+                if *count > 0 {
+                    notes.push_str(&format!("; {count} records {note}"));
+                }
+            }
             format!(
-                "{total_steps} steps over {examples} examples, {tokens} tokens of which {supervised_tokens} are learned{resumed}{stand_in}"
+                "{total_steps} steps over {examples} examples, {tokens} tokens of which {supervised_tokens} are learned{resumed}{notes}; up to {} MiB of memory{stand_in}",
+                expected_memory_bytes >> 20
             )
         }
         Progress::Step {
@@ -137,17 +165,39 @@ pub(crate) fn progress_line(progress: &Progress) -> Option<String> {
             learning_rate,
             epoch,
             grad_norm,
+            metrics,
             ..
         } => format!(
-            "Step: {step}, Logs: {{'loss': {loss:.4}, 'grad_norm': {grad_norm:.4}, 'learning_rate': {learning_rate:e}, 'epoch': {epoch:.2}}}"
+            "Step: {step}, Logs: {{'loss': {loss:.4}, 'grad_norm': {grad_norm:.4}, 'learning_rate': {learning_rate:e}{}, 'epoch': {epoch:.2}}}",
+            scores("", metrics)
+        ),
+        Progress::Validated {
+            step,
+            epoch,
+            eval_loss,
+            is_best,
+            metrics,
+            ..
+        } => format!(
+            "Step: {step}, Logs: {{'eval_loss': {eval_loss:.4}{}, 'epoch': {epoch:.2}}}{}",
+            scores("eval_", metrics),
+            if *is_best { ", the best so far" } else { "" }
+        ),
+        Progress::StoppedEarly { step, total } => format!(
+            "Stopped early at step {step} of {total}: the validation loss did not fall any more"
+        ),
+        Progress::BestLoaded { step, eval_loss } => format!(
+            "The state of step {step} is delivered, which has the lowest validation loss, {eval_loss:.4}"
         ),
         Progress::Evaluated {
             base_loss,
             tuned_loss,
             examples,
+            metrics,
         } => {
             format!(
-                "Evaluation on {examples} training examples: loss {base_loss:.4} without, {tuned_loss:.4} with the adapter"
+                "Evaluation on {examples} training examples: loss {base_loss:.4} without, {tuned_loss:.4} with the adapter{}",
+                scores("", metrics)
             )
         }
         Progress::Finished {
@@ -163,6 +213,19 @@ pub(crate) fn progress_line(progress: &Progress) -> Option<String> {
         Progress::Failed { code, message } => format!("=== Training Failed ===\n{code}: {message}"),
         _ => return None,
     })
+}
+
+/// The scores that a method has, in the names of the libraries that users compare with.
+fn scores(prefix: &str, metrics: &Metrics) -> String {
+    [
+        ("accuracy", metrics.accuracy),
+        ("f1", metrics.f1),
+        ("rewards/margins", metrics.reward_margin),
+        ("rewards/accuracies", metrics.reward_accuracy),
+    ]
+    .into_iter()
+    .filter_map(|(name, value)| Some(format!(", '{prefix}{name}': {:.4}", value?)))
+    .collect()
 }
 
 #[cfg(test)]
@@ -194,6 +257,7 @@ mod tests {
             grad_norm: 0.75,
             tokens_per_s: 1.0,
             eta_s: 7.0,
+            metrics: Metrics::default(),
         };
         let line = progress_line(&step).unwrap();
         assert_eq!(

@@ -2,13 +2,15 @@
 //! them a run with `max_steps` really passes over.
 
 use crate::dataset::{DatasetError, Record};
-use crate::examples::{ExampleError, RenderOptions, RenderReport, render_example};
+use crate::examples::ExampleError;
+use crate::samples::{RenderOptions, RenderReport, Renderer};
 use crate::tokenizer::Tokenizer;
 
 /// Tokens of a dataset as they are trained on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TokenCount {
-    /// Training tokens of one epoch: chat template included, cut at `max_seq_length`.
+    /// Training tokens of one epoch: chat template included, cut at `max_seq_length`, without the records set aside
+    /// for validation. Both answers of a pair count, each with its prompt.
     pub tokens: u64,
     /// Examples of one epoch.
     pub examples: u64,
@@ -19,7 +21,7 @@ pub struct TokenCount {
 /// Counts a dataset without keeping its examples in memory.
 ///
 /// # Errors
-/// As [`crate::render_examples`].
+/// As [`crate::render_dataset`].
 pub fn count_tokens<I>(
     tokenizer: &Tokenizer,
     records: I,
@@ -28,11 +30,14 @@ pub fn count_tokens<I>(
 where
     I: IntoIterator<Item = Result<Record, DatasetError>>,
 {
-    let mut report = RenderReport::default();
+    let mut renderer = Renderer::new(tokenizer, options);
+    let mut kept = Vec::new();
     for record in records {
-        report.add(&render_example(tokenizer, &record?, options)?);
+        for sample in renderer.render(&record?)? {
+            kept.push(sample.cost());
+        }
     }
-    report.require_something_to_learn(options)?;
+    let report = renderer.finish(&kept)?.report;
     Ok(TokenCount {
         tokens: report.tokens,
         examples: report.examples as u64,
@@ -71,7 +76,7 @@ pub fn billed_tokens(tokens: u64, examples: u64, trained: u64) -> u64 {
 mod tests {
     use super::*;
     use crate::dataset::Dataset;
-    use crate::examples::render_examples;
+    use crate::samples::render_dataset;
     use crate::tokenizer::tests::{CHATML, byte_tokenizer};
 
     #[test]
@@ -79,14 +84,14 @@ mod tests {
         let text =
             "{\"prompt\":\"Q\",\"completion\":\"A\"}\n{\"prompt\":\"QQ\",\"completion\":\"AAA\"}\n";
         let tokenizer = byte_tokenizer(Some(CHATML));
-        let options = RenderOptions { max_seq_length: 64 };
+        let options = RenderOptions::new(64);
         let count = count_tokens(&tokenizer, Dataset::parse(text.as_bytes()), options).unwrap();
         let rendered =
-            render_examples(&tokenizer, Dataset::parse(text.as_bytes()), options).unwrap();
+            render_dataset(&tokenizer, Dataset::parse(text.as_bytes()), options).unwrap();
         let sum: usize = rendered
-            .examples
+            .training
             .iter()
-            .map(|example| example.token_ids.len())
+            .map(|sample| sample.cost().tokens)
             .sum();
         assert_eq!((count.tokens, count.examples), (sum as u64, 2));
         assert_eq!(count.report, rendered.report);

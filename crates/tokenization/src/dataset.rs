@@ -36,6 +36,8 @@ pub enum Format {
     Text,
     /// `{"text", "label"}`, for classification models only.
     Classification,
+    /// `{"prompt", "chosen", "rejected"}`, for training on preferences.
+    Preference,
 }
 
 impl Format {
@@ -47,6 +49,7 @@ impl Format {
             Self::PromptCompletion => &["prompt", "completion"],
             Self::Text => &["text"],
             Self::Classification => &["text", "label"],
+            Self::Preference => &["prompt", "chosen", "rejected"],
         }
     }
 
@@ -57,6 +60,8 @@ impl Format {
             Some(Self::Messages)
         } else if has("instruction") || (has("output") && has("input")) {
             Some(Self::Instruction)
+        } else if has("chosen") || has("rejected") {
+            Some(Self::Preference)
         } else if has("prompt") || has("completion") {
             Some(Self::PromptCompletion)
         } else if has("text") && has("label") {
@@ -77,6 +82,7 @@ impl std::fmt::Display for Format {
             Self::PromptCompletion => "prompt/completion",
             Self::Text => "text",
             Self::Classification => "text/label",
+            Self::Preference => "prompt/chosen/rejected",
         })
     }
 }
@@ -135,6 +141,29 @@ pub enum RecordContent {
         /// The class as written, numbers in decimal.
         label: String,
     },
+    /// A prompt with a better and a worse answer.
+    Preference {
+        /// The conversation so far; a prompt that is plain text is one message of the user.
+        prompt: Vec<ChatMessage>,
+        /// The better answer, never blank.
+        chosen: String,
+        /// The worse answer, never blank.
+        rejected: String,
+    },
+}
+
+impl RecordContent {
+    /// The format that it came in.
+    pub fn format(&self) -> Format {
+        match self {
+            Self::Messages(_) => Format::Messages,
+            Self::Instruction { .. } => Format::Instruction,
+            Self::PromptCompletion { .. } => Format::PromptCompletion,
+            Self::Text(_) => Format::Text,
+            Self::Classification { .. } => Format::Classification,
+            Self::Preference { .. } => Format::Preference,
+        }
+    }
 }
 
 /// Why a dataset is refused. Every variant's message ends with what to do about it.
@@ -197,7 +226,7 @@ pub enum DatasetError {
     },
     /// The first record has no known set of fields.
     #[error(
-        "{position}: unknown record format with the fields {fields}; use `messages`, `instruction`+`output`, `prompt`+`completion` or `text`"
+        "{position}: unknown record format with the fields {fields}; use `messages`, `instruction`+`output`, `prompt`+`completion`, `text`, `text`+`label` or `prompt`+`chosen`+`rejected`"
     )]
     UnknownFormat {
         /// Where the record begins.
@@ -468,7 +497,22 @@ impl FieldReader<'_> {
             }
         }
         Ok(match self.format {
-            Format::Messages => RecordContent::Messages(self.messages()?),
+            Format::Messages => {
+                let messages = self.messages("messages")?;
+                if !messages.iter().any(teaches) {
+                    let position = self.position_of("messages");
+                    return Err(DatasetError::NoAssistant { position });
+                }
+                RecordContent::Messages(messages)
+            }
+            Format::Preference => RecordContent::Preference {
+                prompt: match &self.fields["prompt"] {
+                    Value::Array(_) => self.messages("prompt")?,
+                    _ => vec![ChatMessage::new("user", self.filled("prompt")?)],
+                },
+                chosen: self.preferred_answer("chosen")?,
+                rejected: self.preferred_answer("rejected")?,
+            },
             Format::Instruction => {
                 let instruction = self.text("instruction")?;
                 let input = match self.fields.get("input") {
@@ -508,12 +552,12 @@ impl FieldReader<'_> {
         })
     }
 
-    fn messages(&self) -> Result<Vec<ChatMessage>, DatasetError> {
-        let value = &self.fields["messages"];
+    fn messages(&self, key: &str) -> Result<Vec<ChatMessage>, DatasetError> {
+        let value = &self.fields[key];
         let Value::Array(items) = value else {
-            return Err(self.wrong_type("messages", "messages", "a list of messages", value));
+            return Err(self.wrong_type(key, key, "a list of messages", value));
         };
-        let position = self.position_of("messages");
+        let position = self.position_of(key);
         if items.len() > MAX_MESSAGES_PER_RECORD {
             return Err(DatasetError::TooManyMessages {
                 position,
@@ -522,13 +566,12 @@ impl FieldReader<'_> {
             });
         }
         let mut messages = Vec::with_capacity(items.len());
-        let mut teaches = false;
         for (index, item) in items.iter().enumerate() {
-            let path = |field: &str| format!("messages[{index}].{field}");
+            let path = |field: &str| format!("{key}[{index}].{field}");
             let Value::Object(item) = item else {
                 return Err(self.wrong_type(
-                    "messages",
-                    &format!("messages[{index}]"),
+                    key,
+                    &format!("{key}[{index}]"),
                     "an object with role and content",
                     item,
                 ));
@@ -536,9 +579,9 @@ impl FieldReader<'_> {
             let role = match item.get("role") {
                 Some(Value::String(role)) => role.clone(),
                 Some(other) => {
-                    return Err(self.wrong_type("messages", &path("role"), "a string", other));
+                    return Err(self.wrong_type(key, &path("role"), "a string", other));
                 }
-                None => return Err(self.missing(path("role"))),
+                None => return Err(self.missing(key, path("role"))),
             };
             if !matches!(role.as_str(), "system" | "user" | "assistant" | "tool") {
                 return Err(DatasetError::UnknownRole {
@@ -550,16 +593,14 @@ impl FieldReader<'_> {
             let calls_tools = item.get("tool_calls").is_some_and(|calls| !calls.is_null());
             let content = match item.get("content") {
                 Some(Value::String(content)) => content.clone(),
-                Some(Value::Array(parts)) => self.joined_parts(parts, &path("content"))?,
+                Some(Value::Array(parts)) => self.joined_parts(parts, key, &path("content"))?,
                 None | Some(Value::Null) if calls_tools => String::new(),
                 Some(other) => {
-                    return Err(self.wrong_type("messages", &path("content"), "a string", other));
+                    return Err(self.wrong_type(key, &path("content"), "a string", other));
                 }
-                None => return Err(self.missing(path("content"))),
+                None => return Err(self.missing(key, path("content"))),
             };
-            if role == "assistant" {
-                teaches |= calls_tools || !content.trim().is_empty();
-            } else if role == "user" && content.trim().is_empty() {
+            if role == "user" && content.trim().is_empty() {
                 return Err(DatasetError::EmptyField {
                     position,
                     field: path("content"),
@@ -576,25 +617,36 @@ impl FieldReader<'_> {
                 extra,
             });
         }
-        if !teaches {
-            return Err(DatasetError::NoAssistant { position });
-        }
         Ok(messages)
     }
 
+    /// An answer of a pair: text, or a list with one assistant message.
+    fn preferred_answer(&self, key: &str) -> Result<String, DatasetError> {
+        const EXPECTED: &str = "a string, or a list with one assistant message (what comes before it belongs to `prompt`)";
+        let value = &self.fields[key];
+        if !value.is_array() {
+            return self.filled(key);
+        }
+        let mut messages = self.messages(key)?;
+        match messages.pop() {
+            Some(answer) if messages.is_empty() && answer.role == "assistant" => {
+                match answer.content.trim().is_empty() {
+                    true => Err(self.empty(key)),
+                    false => Ok(answer.content),
+                }
+            }
+            _ => Err(self.wrong_type(key, key, EXPECTED, value)),
+        }
+    }
+
     /// The chat completions API also writes text as a list of parts.
-    fn joined_parts(&self, parts: &[Value], path: &str) -> Result<String, DatasetError> {
+    fn joined_parts(&self, parts: &[Value], key: &str, path: &str) -> Result<String, DatasetError> {
         let mut text = String::new();
         for part in parts {
             match part["text"].as_str() {
                 Some(piece) if part["type"] == "text" => text.push_str(piece),
                 _ => {
-                    return Err(self.wrong_type(
-                        "messages",
-                        path,
-                        "text, or a list of text parts",
-                        part,
-                    ));
+                    return Err(self.wrong_type(key, path, "text, or a list of text parts", part));
                 }
             }
         }
@@ -616,9 +668,9 @@ impl FieldReader<'_> {
         Ok(text)
     }
 
-    fn missing(&self, field: String) -> DatasetError {
+    fn missing(&self, key: &str, field: String) -> DatasetError {
         DatasetError::MissingField {
-            position: self.position_of("messages"),
+            position: self.position_of(key),
             field,
             format: self.format,
         }
@@ -660,6 +712,15 @@ impl FieldReader<'_> {
         }
         self.raw.position
     }
+}
+
+/// Whether something can be learned from a message.
+fn teaches(message: &ChatMessage) -> bool {
+    let calls_tools = message
+        .extra
+        .get("tool_calls")
+        .is_some_and(|calls| !calls.is_null());
+    message.role == "assistant" && (calls_tools || !message.content.trim().is_empty())
 }
 
 fn kind_of(value: &Value) -> &'static str {

@@ -8,14 +8,8 @@
 
 use crate::chat_template::ChatMessage;
 use crate::dataset::{DatasetError, Format, Record, RecordContent, SourcePosition};
+use crate::samples::{Objective, RenderOptions};
 use crate::tokenizer::{Tokenizer, TokenizerError};
-
-/// How records become examples.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RenderOptions {
-    /// Most tokens of one example; the rest of a longer record is cut off at the end.
-    pub max_seq_length: usize,
-}
 
 /// One record as tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +28,34 @@ impl Example {
     /// How many tokens are learned.
     pub fn supervised_tokens(&self) -> usize {
         self.loss_mask.iter().filter(|learned| **learned).count()
+    }
+
+    /// The first `length` tokens.
+    pub(crate) fn truncated(mut self, length: usize) -> Self {
+        self.truncated_tokens += self.token_ids.len().saturating_sub(length);
+        self.token_ids.truncate(length);
+        self.loss_mask.truncate(length);
+        self
+    }
+
+    /// Pieces of at most `length` tokens, in order.
+    pub(crate) fn pieces(self, length: usize) -> impl Iterator<Item = Self> {
+        let chunks: Vec<Self> = self
+            .token_ids
+            .chunks(length)
+            .zip(self.loss_mask.chunks(length))
+            .map(|(token_ids, loss_mask)| {
+                let mut loss_mask = loss_mask.to_vec();
+                loss_mask[0] = false;
+                Self {
+                    token_ids: token_ids.to_vec(),
+                    loss_mask,
+                    position: self.position,
+                    truncated_tokens: 0,
+                }
+            })
+            .collect();
+        chunks.into_iter()
     }
 }
 
@@ -63,15 +85,55 @@ pub enum ExampleError {
         /// Index of the assistant message.
         message: usize,
     },
-    /// The record is for another kind of model.
-    #[error(
-        "{position}: {format} records train classification models only; use `messages`, `instruction`+`output`, `prompt`+`completion` or `text` for a language model"
-    )]
-    NotForLanguageModels {
+    /// The record is for another kind of training.
+    #[error("{position}: {format} records do not train {objective}; {}", objective.remedy())]
+    WrongFormat {
         /// Where the record begins.
         position: SourcePosition,
         /// Its format.
         format: Format,
+        /// What is trained.
+        objective: Objective,
+    },
+    /// A record is longer than allowed, and the run asks for an error then.
+    #[error(
+        "{position}: this record has {tokens} tokens, more than max_seq_length {max_seq_length}; shorten it, raise max_seq_length or choose another excess_length_strategy"
+    )]
+    TooLong {
+        /// Where the record begins.
+        position: SourcePosition,
+        /// Its tokens.
+        tokens: usize,
+        /// The limit in force.
+        max_seq_length: usize,
+    },
+    /// Pieces of the record would have no meaning.
+    #[error(
+        "{position}: this record has more tokens than max_seq_length, and only text that continues can be split, not {format} records; choose truncate, drop or raise as excess_length_strategy"
+    )]
+    CannotSplit {
+        /// Where the record begins.
+        position: SourcePosition,
+        /// Its format.
+        format: Format,
+    },
+    /// There is no validation set and a training set in so few records.
+    #[error(
+        "validation_split needs at least 2 records to learn from, this dataset has {records}; leave validation_split out or add records"
+    )]
+    TooFewToValidate {
+        /// Records that can be learned from.
+        records: usize,
+    },
+    /// Nothing can be told apart, or far too much.
+    #[error(
+        "`label` has {found} different values; a classifier needs 2 to {limit}, so check the labels of the dataset"
+    )]
+    Labels {
+        /// Different labels.
+        found: usize,
+        /// The most.
+        limit: usize,
     },
     /// Not one token of the whole dataset would be learned.
     #[error(
@@ -87,109 +149,26 @@ pub enum ExampleError {
     },
 }
 
-/// What happened to the records of a dataset.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct RenderReport {
-    /// Records read.
-    pub records: usize,
-    /// Examples that are trained on.
-    pub examples: usize,
-    /// Tokens of those examples.
-    pub tokens: u64,
-    /// Tokens among them that are learned.
-    pub supervised_tokens: u64,
-    /// Records that were cut at `max_seq_length`.
-    pub truncated_examples: usize,
-    /// Tokens cut off.
-    pub truncated_tokens: u64,
-    /// Records left out because nothing of their answer is within `max_seq_length`.
-    pub skipped_examples: usize,
-}
-
-impl RenderReport {
-    /// Adds one example; returns whether it is trained on.
-    pub(crate) fn add(&mut self, example: &Example) -> bool {
-        self.records += 1;
-        if example.truncated_tokens > 0 {
-            self.truncated_examples += 1;
-            self.truncated_tokens += example.truncated_tokens as u64;
-        }
-        let supervised = example.supervised_tokens();
-        if supervised == 0 {
-            self.skipped_examples += 1;
-            return false;
-        }
-        self.examples += 1;
-        self.tokens += example.token_ids.len() as u64;
-        self.supervised_tokens += supervised as u64;
-        true
-    }
-
-    pub(crate) fn require_something_to_learn(
-        &self,
-        options: RenderOptions,
-    ) -> Result<(), ExampleError> {
-        if self.supervised_tokens == 0 {
-            return Err(ExampleError::NothingToLearn {
-                records: self.records,
-                truncated: self.truncated_examples,
-                max_seq_length: options.max_seq_length,
-            });
-        }
-        Ok(())
-    }
-}
-
-/// All examples of a dataset, in file order.
-#[derive(Debug, Clone)]
-pub struct RenderedDataset {
-    /// The examples that are trained on.
-    pub examples: Vec<Example>,
-    /// What happened to the records.
-    pub report: RenderReport,
-}
-
-/// Renders every record. Records of which nothing would be learned are left out and counted.
-///
-/// # Errors
-/// The first error of the dataset, of rendering, or [`ExampleError::NothingToLearn`].
-pub fn render_examples<I>(
-    tokenizer: &Tokenizer,
-    records: I,
-    options: RenderOptions,
-) -> Result<RenderedDataset, ExampleError>
-where
-    I: IntoIterator<Item = Result<Record, DatasetError>>,
-{
-    let mut examples = Vec::new();
-    let mut report = RenderReport::default();
-    for record in records {
-        let example = render_example(tokenizer, &record?, options)?;
-        if report.add(&example) {
-            examples.push(example);
-        }
-    }
-    report.require_something_to_learn(options)?;
-    Ok(RenderedDataset { examples, report })
-}
-
-/// Renders one record.
+/// Renders one record for supervised fine-tuning of a language model, cut at `max_seq_length`.
 ///
 /// # Errors
 /// [`ExampleError::Render`], [`ExampleError::UnstableTemplate`],
-/// [`ExampleError::NotForLanguageModels`].
+/// [`ExampleError::WrongFormat`].
 pub fn render_example(
     tokenizer: &Tokenizer,
     record: &Record,
     options: RenderOptions,
 ) -> Result<Example, ExampleError> {
+    Ok(render_whole(tokenizer, record)?.truncated(options.max_seq_length))
+}
+
+/// Renders one record at its full length.
+pub(crate) fn render_whole(
+    tokenizer: &Tokenizer,
+    record: &Record,
+) -> Result<Example, ExampleError> {
     let position = record.position;
-    let mut builder = ExampleBuilder {
-        tokenizer,
-        position,
-        token_ids: Vec::new(),
-        loss_mask: Vec::new(),
-    };
+    let mut builder = ExampleBuilder::new(tokenizer, position);
     match &record.content {
         RecordContent::Messages(messages) => builder.conversation(messages)?,
         RecordContent::Instruction {
@@ -225,13 +204,44 @@ pub fn render_example(
         }
         RecordContent::Text(text) => builder.plain("", text)?,
         RecordContent::Classification { .. } => {
-            return Err(ExampleError::NotForLanguageModels {
-                position,
-                format: Format::Classification,
-            });
+            return Err(wrong_format(position, Format::Classification));
+        }
+        RecordContent::Preference { .. } => {
+            return Err(wrong_format(position, Format::Preference));
         }
     }
-    Ok(builder.finish(options))
+    Ok(builder.finish())
+}
+
+fn wrong_format(position: SourcePosition, format: Format) -> ExampleError {
+    ExampleError::WrongFormat {
+        position,
+        format,
+        objective: Objective::Language,
+    }
+}
+
+/// Renders a prompt with one of its answers, of which the answer is learned.
+pub(crate) fn render_answer(
+    tokenizer: &Tokenizer,
+    position: SourcePosition,
+    prompt: &[ChatMessage],
+    answer: &str,
+) -> Result<Example, ExampleError> {
+    let mut builder = ExampleBuilder::new(tokenizer, position);
+    match prompt {
+        [only] if !tokenizer.has_chat_template() => builder.plain(&only.content, answer)?,
+        _ => {
+            // Earlier answers belong to the prompt, which is the same for both answers of a pair.
+            let mut messages = prompt.to_vec();
+            for message in &mut messages {
+                message.extra.insert("weight".into(), 0.into());
+            }
+            messages.push(ChatMessage::new("assistant", answer));
+            builder.conversation(&messages)?;
+        }
+    }
+    Ok(builder.finish())
 }
 
 struct ExampleBuilder<'a> {
@@ -241,7 +251,16 @@ struct ExampleBuilder<'a> {
     loss_mask: Vec<bool>,
 }
 
-impl ExampleBuilder<'_> {
+impl<'a> ExampleBuilder<'a> {
+    fn new(tokenizer: &'a Tokenizer, position: SourcePosition) -> Self {
+        Self {
+            tokenizer,
+            position,
+            token_ids: Vec::new(),
+            loss_mask: Vec::new(),
+        }
+    }
+
     fn exchange(&mut self, request: &str, answer: &str) -> Result<(), ExampleError> {
         self.conversation(&[
             ChatMessage::new("user", request),
@@ -368,10 +387,7 @@ impl ExampleBuilder<'_> {
             })
     }
 
-    fn finish(mut self, options: RenderOptions) -> Example {
-        let truncated_tokens = self.token_ids.len().saturating_sub(options.max_seq_length);
-        self.token_ids.truncate(options.max_seq_length);
-        self.loss_mask.truncate(options.max_seq_length);
+    fn finish(mut self) -> Example {
         // There is nothing before the first token to predict it from.
         if let Some(first) = self.loss_mask.first_mut() {
             *first = false;
@@ -380,7 +396,7 @@ impl ExampleBuilder<'_> {
             token_ids: self.token_ids,
             loss_mask: self.loss_mask,
             position: self.position,
-            truncated_tokens,
+            truncated_tokens: 0,
         }
     }
 }
@@ -398,21 +414,36 @@ fn is_learned(message: &ChatMessage) -> bool {
 mod tests {
     use super::*;
     use crate::dataset::Dataset;
+    use crate::samples::{RenderReport, Sample, render_dataset};
     use crate::tokenizer::tests::{CHATML, byte_tokenizer};
 
     const START: u32 = 256;
     const END: u32 = 257;
 
+    #[derive(Debug)]
+    struct Rendered {
+        examples: Vec<Example>,
+        report: RenderReport,
+    }
+
     fn render(
         template: Option<&str>,
         text: &str,
         max_seq_length: usize,
-    ) -> Result<RenderedDataset, ExampleError> {
-        render_examples(
+    ) -> Result<Rendered, ExampleError> {
+        let rendered = render_dataset(
             &byte_tokenizer(template),
             Dataset::parse(text.as_bytes()),
-            RenderOptions { max_seq_length },
-        )
+            RenderOptions::new(max_seq_length),
+        )?;
+        let examples = rendered.training.into_iter().map(|sample| match sample {
+            Sample::Language(example) => example,
+            other => panic!("{other:?}"),
+        });
+        Ok(Rendered {
+            examples: examples.collect(),
+            report: rendered.report,
+        })
     }
 
     /// The learned tokens with the markers spelled out.
@@ -538,6 +569,7 @@ mod tests {
                 truncated_examples: 1,
                 truncated_tokens: (second - length) as u64,
                 skipped_examples: 1,
+                ..RenderReport::default()
             }
         );
     }
@@ -557,10 +589,7 @@ mod tests {
             "{error}"
         );
         let error = render(Some(CHATML), r#"{"text":"Q","label":"A"}"#, 64).unwrap_err();
-        assert!(
-            matches!(error, ExampleError::NotForLanguageModels { .. }),
-            "{error}"
-        );
+        assert!(matches!(error, ExampleError::WrongFormat { .. }), "{error}");
     }
 
     #[test]

@@ -11,7 +11,7 @@
 //!
 //! let tokenizer = Tokenizer::from_dir(Path::new("fixtures/tiny-qwen"))?;
 //! let dataset = Dataset::open(Path::new("fixtures/datasets/support.messages.jsonl"))?;
-//! let count = count_tokens(&tokenizer, dataset, RenderOptions { max_seq_length: 512 })?;
+//! let count = count_tokens(&tokenizer, dataset, RenderOptions::new(512))?;
 //! println!("{} tokens in {} examples", count.tokens, count.examples);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -20,6 +20,7 @@ mod chat_template;
 mod count;
 mod dataset;
 mod examples;
+mod samples;
 mod token_table;
 mod tokenizer;
 
@@ -29,9 +30,10 @@ pub use dataset::{
     Dataset, DatasetError, DatasetSummary, Format, MAX_DATASET_BYTES, MAX_MESSAGES_PER_RECORD,
     MAX_RECORD_BYTES, MAX_RECORDS, Record, RecordContent, SourcePosition, check_dataset,
 };
-pub use examples::{
-    Example, ExampleError, RenderOptions, RenderReport, RenderedDataset, render_example,
-    render_examples,
+pub use examples::{Example, ExampleError, render_example};
+pub use samples::{
+    LabelledText, MAXIMUM_LABELS, Objective, PreferencePair, RenderOptions, RenderReport,
+    RenderedDataset, Sample, SampleCost, ValidationSplit, render_dataset,
 };
 pub use token_table::TokenTable;
 pub use tokenizer::{IncrementalDecoder, Tokenizer, TokenizerError};

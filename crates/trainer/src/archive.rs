@@ -8,6 +8,7 @@ use std::path::Path;
 use zerog_model::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, AdapterIdentity, LoraAdapter};
 use zerog_protocol::manifest::{ARCHIVE_FOLDER, AdapterManifest, MANIFEST_MEMBER};
 use zerog_protocol::models;
+use zerog_protocol::training_params::TrainingMethod;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, DateTime, ZipWriter};
 
@@ -119,36 +120,59 @@ fn model_card(contents: &Contents<'_>) -> String {
         ""
     };
     let evaluation = contents.evaluation;
+    let optional = |name: &str, value: Option<f64>| {
+        value.map_or_else(String::new, |value| format!("| {name} | {value:.4} |\n"))
+    };
+    let metrics = evaluation.metrics;
+    let scores = [
+        optional("validation loss of the delivered state", manifest.eval_loss),
+        optional("accuracy on those examples", metrics.accuracy),
+        optional("F1 on those examples, mean over classes", metrics.f1),
+        optional("reward margin on those examples", metrics.reward_margin),
+        optional("reward accuracy on those examples", metrics.reward_accuracy),
+        match manifest.best_step {
+            Some(step) => format!("| delivered state | the best one, of step {step} |\n"),
+            None => String::new(),
+        },
+        match evaluation.answers {
+            0 => String::new(),
+            answers => format!(
+                "| greedy answers that end by themselves | {} of {answers} |\n",
+                evaluation.stopped
+            ),
+        },
+    ]
+    .concat();
+    let method = match (manifest.labels.is_empty(), params.training_method) {
+        (false, _) => "classification, head trained whole",
+        (true, TrainingMethod::Sft) => "supervised fine-tuning",
+        (true, TrainingMethod::Dpo) => "direct preference optimisation",
+    };
+    let pipeline = match manifest.labels.is_empty() {
+        true => "text-generation",
+        false => "text-classification",
+    };
     format!(
         "---\n\
          base_model: {base}\n\
          library_name: peft\n\
-         pipeline_tag: text-generation\n\
+         pipeline_tag: {pipeline}\n\
          tags:\n- lora\n- zerog\n\
          ---\n\n\
          # Adapter of task {task}\n{stand_in}\n\
          A LoRA adapter for `{base}`, fine-tuned on the 0G Compute Network.\n\n\
          | | |\n|---|---|\n\
+         | method | {method} |\n\
          | base weights (SHA-256) | `{base_sha256}` |\n\
          | dataset hash | `{dataset}` |\n\
          | examples, tokens of one epoch | {examples}, {tokens} |\n\
          | optimiser steps | {steps} |\n\
          | loss, first and last step | {loss_first:.4}, {loss_last:.4} |\n\
          | loss on {evaluated} training examples, base and tuned | {base_loss:.4}, {tuned_loss:.4} |\n\
-         | greedy answers that end by themselves | {stopped} of {answers} |\n\
+         {scores}\
          | rank, alpha, dropout | {rank}, {alpha}, {dropout} |\n\
          | learning rate, epochs, seed | {learning_rate}, {epochs}, {seed} |\n\n\
-         ```python\n\
-         from peft import PeftModel\n\
-         from transformers import AutoModelForCausalLM, AutoTokenizer\n\n\
-         tokenizer = AutoTokenizer.from_pretrained(\"output_model\")\n\
-         model = AutoModelForCausalLM.from_pretrained(\"{base}\")\n\
-         model = PeftModel.from_pretrained(model, \"output_model\")\n\
-         prompt = tokenizer.apply_chat_template(\n    \
-         [{{\"role\": \"user\", \"content\": \"Hello!\"}}],\n    \
-         add_generation_prompt=True, return_tensors=\"pt\", return_dict=True,\n)\n\
-         print(tokenizer.decode(model.generate(**prompt, max_new_tokens=64)[0]))\n\
-         ```\n\n\
+         {usage}\n\
          `manifest.json` holds every parameter; `canary.json` holds reference logits by which a\n\
          server can prove that it applies this adapter.\n",
         task = manifest.task_id,
@@ -162,13 +186,48 @@ fn model_card(contents: &Contents<'_>) -> String {
         evaluated = evaluation.examples,
         base_loss = evaluation.base_loss,
         tuned_loss = evaluation.tuned_loss,
-        stopped = evaluation.stopped,
-        answers = evaluation.answers,
         rank = params.lora_rank,
         alpha = params.lora_alpha,
         dropout = params.lora_dropout,
         learning_rate = params.learning_rate,
         epochs = params.num_train_epochs,
         seed = params.seed,
+        usage = match manifest.labels.is_empty() {
+            true => chat_usage(&base),
+            false => classifier_usage(&base, &manifest.labels),
+        },
+    )
+}
+
+fn chat_usage(base: &str) -> String {
+    format!(
+        "```python\n\
+         from peft import PeftModel\n\
+         from transformers import AutoModelForCausalLM, AutoTokenizer\n\n\
+         tokenizer = AutoTokenizer.from_pretrained(\"output_model\")\n\
+         model = AutoModelForCausalLM.from_pretrained(\"{base}\")\n\
+         model = PeftModel.from_pretrained(model, \"output_model\")\n\
+         prompt = tokenizer.apply_chat_template(\n    \
+         [{{\"role\": \"user\", \"content\": \"Hello!\"}}],\n    \
+         add_generation_prompt=True, return_tensors=\"pt\", return_dict=True,\n)\n\
+         print(tokenizer.decode(model.generate(**prompt, max_new_tokens=64)[0]))\n\
+         ```\n"
+    )
+}
+
+fn classifier_usage(base: &str, labels: &[String]) -> String {
+    // A list of plain texts is the same in JSON and in Python.
+    let labels = serde_json::to_string(labels).unwrap_or_default();
+    format!(
+        "```python\n\
+         from peft import PeftModel\n\
+         from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n\
+         labels = {labels}\n\
+         tokenizer = AutoTokenizer.from_pretrained(\"output_model\")\n\
+         model = AutoModelForSequenceClassification.from_pretrained(\"{base}\", num_labels=len(labels))\n\
+         model = PeftModel.from_pretrained(model, \"output_model\")\n\
+         text = tokenizer(\"What a day!\", return_tensors=\"pt\")\n\
+         print(labels[model(**text).logits.argmax().item()])\n\
+         ```\n"
     )
 }

@@ -57,7 +57,7 @@ impl Canary {
         model: &TrainableModel,
         base_model_sha256: &str,
         tokenizer: &Tokenizer,
-        examples: &[Example],
+        examples: &[&Example],
     ) -> Result<Self, TrainError> {
         let mut prompts = Vec::new();
         for text in FIXED_PROMPTS {
@@ -123,7 +123,7 @@ pub(crate) fn prompt_of(example: &Example) -> &[u32] {
 }
 
 /// Up to `count` examples at even distances.
-pub(crate) fn spread(examples: &[Example], count: usize) -> impl Iterator<Item = &Example> {
+pub(crate) fn spread<T>(examples: &[T], count: usize) -> impl Iterator<Item = &T> {
     let count = count.min(examples.len());
     (0..count).map(move |index| &examples[index * examples.len() / count])
 }

@@ -8,9 +8,12 @@ use zerog_protocol::FileKey;
 use crate::error::TrainError;
 use crate::job::JobDirectory;
 use crate::sealing::{open_file, seal_file};
+use crate::validation::Measurements;
 
 /// How many checkpoints stay on disk: the newest, and one before it in case the newest is damaged.
 const KEPT: usize = 2;
+/// File name of the best checkpoint.
+const BEST: &str = "best.sealed";
 
 /// Everything besides the model's own state that a continued run needs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -19,10 +22,41 @@ pub(crate) struct RunState {
     pub(crate) fingerprint: String,
     /// Steps done.
     pub(crate) step: u64,
+    /// Losses of the first and the newest step, as bits, so that they are read exactly as they were written.
+    loss_bits: [u64; 2],
+    /// What the measurements on the validation examples amount to.
+    pub(crate) measurements: Measurements,
+}
+
+impl RunState {
+    /// The state before the first step.
+    pub(crate) fn new(fingerprint: String) -> Self {
+        Self {
+            fingerprint,
+            step: 0,
+            loss_bits: [0; 2],
+            measurements: Measurements::default(),
+        }
+    }
+
+    /// Counts a step with its loss.
+    pub(crate) fn add_loss(&mut self, loss: f64) {
+        if self.step == 0 {
+            self.loss_bits[0] = loss.to_bits();
+        }
+        self.loss_bits[1] = loss.to_bits();
+        self.step += 1;
+    }
+
     /// Loss of the first step.
-    pub(crate) loss_first: f64,
+    pub(crate) fn loss_first(&self) -> f64 {
+        f64::from_bits(self.loss_bits[0])
+    }
+
     /// Loss of the newest step.
-    pub(crate) loss_last: f64,
+    pub(crate) fn loss_last(&self) -> f64 {
+        f64::from_bits(self.loss_bits[1])
+    }
 }
 
 /// A run state with the bytes of parameters and optimiser.
@@ -36,22 +70,50 @@ impl Checkpoint {
     /// Seals the checkpoint into the job directory and removes those that are too old.
     pub(crate) fn write(&self, directory: &JobDirectory, key: &FileKey) -> Result<(), TrainError> {
         let folder = directory.checkpoints();
-        std::fs::create_dir_all(&folder).map_err(TrainError::io(&folder))?;
+        self.seal(&folder, &name(self.state.step), key)?;
+        for (_, path) in existing(&folder)?.into_iter().skip(KEPT) {
+            std::fs::remove_file(&path).map_err(TrainError::io(&path))?;
+        }
+        Ok(())
+    }
+
+    /// Seals the checkpoint as the best one, in place of the one before. A run that is continued from an earlier
+    /// checkpoint comes to the same best states again, so the file is never ahead of the end of the run.
+    pub(crate) fn write_best(
+        &self,
+        directory: &JobDirectory,
+        key: &FileKey,
+    ) -> Result<(), TrainError> {
+        self.seal(&directory.checkpoints(), BEST, key)
+    }
+
+    /// The best checkpoint, which must be the one after `step` steps.
+    pub(crate) fn read_best(
+        directory: &JobDirectory,
+        key: &FileKey,
+        fingerprint: &str,
+        step: u64,
+    ) -> Result<Self, TrainError> {
+        let path = directory.checkpoints().join(BEST);
+        let best = Self::read(&path, key, fingerprint)?;
+        if best.state.step != step {
+            return Err(TrainError::Checkpoint {
+                path,
+                problem: format!("it is of step {} and not of step {step}", best.state.step),
+            });
+        }
+        Ok(best)
+    }
+
+    fn seal(&self, folder: &Path, name: &str, key: &FileKey) -> Result<(), TrainError> {
+        std::fs::create_dir_all(folder).map_err(TrainError::io(folder))?;
         let header =
             serde_json::to_vec(&self.state).expect("a run state is plain numbers and text");
         let mut bytes = Vec::with_capacity(8 + header.len() + self.model.len());
         bytes.extend((header.len() as u64).to_be_bytes());
         bytes.extend(header);
         bytes.extend(&self.model);
-        seal_file(
-            &folder.join(name(self.state.step)),
-            &mut bytes.as_slice(),
-            key,
-        )?;
-        for (_, path) in existing(&folder)?.into_iter().skip(KEPT) {
-            std::fs::remove_file(&path).map_err(TrainError::io(&path))?;
-        }
-        Ok(())
+        seal_file(&folder.join(name), &mut bytes.as_slice(), key)
     }
 
     /// The newest usable checkpoint of this job, if any. A damaged one is passed over with a
@@ -136,8 +198,8 @@ mod tests {
             state: RunState {
                 fingerprint: "f".into(),
                 step,
-                loss_first: 2.5,
-                loss_last: 0.1 + 0.2,
+                loss_bits: [2.5_f64.to_bits(), (0.1_f64 + 0.2).to_bits()],
+                measurements: Measurements::default(),
             },
             model: vec![step as u8; 100],
         }
@@ -166,5 +228,15 @@ mod tests {
             Some(checkpoint(10))
         );
         assert_eq!(Checkpoint::newest(&directory, &key, "other").unwrap(), None);
+
+        // The best one is apart from the newest ones, and only its own step is believed.
+        checkpoint(3).write_best(&directory, &key).unwrap();
+        assert_eq!(
+            Checkpoint::newest(&directory, &key, "f").unwrap(),
+            Some(checkpoint(10))
+        );
+        let best = |step| Checkpoint::read_best(&directory, &key, "f", step);
+        assert_eq!(best(3).unwrap(), checkpoint(3));
+        assert!(matches!(best(4), Err(TrainError::Checkpoint { .. })));
     }
 }

@@ -67,20 +67,22 @@ pub enum TrainError {
     Params(String),
     /// The run would need more memory than there is.
     #[error(
-        "this run needs about {needed_mib} MiB of memory and {available_mib} MiB are available; lower max_seq_length or lora_rank"
+        "this run needs about {needed_mib} MiB of memory and {available_mib} MiB are available; {remedy}"
     )]
     OutOfMemory {
         /// The estimate.
         needed_mib: u64,
         /// What is free, or the limit of the job.
         available_mib: u64,
+        /// The parameters that fit, in words.
+        remedy: String,
     },
     /// The loss or the gradient is not a number any more.
     #[error(
         "the {what} is not finite at step {step}; lower learning_rate (the last good checkpoint is step {checkpoint_step})"
     )]
     Diverged {
-        /// `loss` or `gradient`.
+        /// `loss`, `gradient` or `validation loss`.
         what: &'static str,
         /// The step, from 1.
         step: u64,

@@ -9,9 +9,10 @@ use crate::batches::{PACK_TOKENS, pack};
 use crate::canary::{prompt_of, spread};
 use crate::error::TrainError;
 use crate::greedy::greedy_tokens;
+use crate::progress::Metrics;
 
 /// Examples that are evaluated at most; enough for a stable mean, little next to training.
-const EVALUATED_EXAMPLES: usize = 32;
+pub(crate) const EVALUATED_EXAMPLES: usize = 32;
 /// Prompts whose greedy answer must come to an end.
 const ANSWERED_PROMPTS: usize = 2;
 
@@ -24,30 +25,29 @@ pub(crate) struct Evaluation {
     /// Greedy answers that reached a stop token, of `answers`.
     pub(crate) stopped: u64,
     pub(crate) answers: u64,
+    /// Further scores of the method.
+    pub(crate) metrics: Metrics,
 }
 
-/// Losses of up to [`EVALUATED_EXAMPLES`] examples under `model`, without dropout and noise.
+/// Mean loss of up to [`EVALUATED_EXAMPLES`] examples under `model`, without dropout and noise, and their number.
 pub(crate) fn mean_loss(
     model: &mut TrainableModel,
     examples: &[Example],
-) -> Result<f64, TrainError> {
+) -> Result<(f64, u64), TrainError> {
     let mut loss = StepLoss::default();
     for pack in pack(spread(examples, EVALUATED_EXAMPLES), PACK_TOKENS) {
         loss.add(model.eval_loss(&pack)?);
     }
-    Ok(loss.mean())
+    Ok((loss.mean(), examples.len().min(EVALUATED_EXAMPLES) as u64))
 }
 
-/// Compares the finished adapter with the base model, whose loss was taken before training.
-pub(crate) fn evaluate(
-    model: &mut TrainableModel,
-    base_loss: f64,
+/// How many greedy answers to the prompts of a few examples end by themselves, and how many there were.
+pub(crate) fn count_finished_answers(
     base: &BaseModel,
     adapter: &Arc<LoraAdapter>,
     tokenizer: &Tokenizer,
-    examples: &[Example],
-) -> Result<Evaluation, TrainError> {
-    let tuned_loss = mean_loss(model, examples)?;
+    examples: &[&Example],
+) -> Result<(u64, u64), TrainError> {
     let (mut stopped, mut answers) = (0, 0);
     for example in spread(examples, ANSWERED_PROMPTS) {
         let prompt = prompt_of(example);
@@ -57,11 +57,5 @@ pub(crate) fn evaluate(
         answers += 1;
         stopped += u64::from(generated.stopped);
     }
-    Ok(Evaluation {
-        base_loss,
-        tuned_loss,
-        examples: examples.len().min(EVALUATED_EXAMPLES) as u64,
-        stopped,
-        answers,
-    })
+    Ok((stopped, answers))
 }

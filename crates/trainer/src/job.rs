@@ -5,6 +5,7 @@
 //! | `job.json` | provider | [`Job`], in clear; it holds nothing secret |
 //! | `dataset.sealed` | provider | the dataset file, sealed under the job key |
 //! | `checkpoints/step-N.sealed` | trainer | the last two checkpoints, sealed |
+//! | `checkpoints/best.sealed` | trainer | the checkpoint with the lowest validation loss, sealed |
 //! | `adapter.sealed` | trainer | the finished archive, sealed; put in place by rename |
 //!
 //! The job key arrives as one line of 64 hexadecimal digits on standard input.

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use zerog_model::ModelConfig;
+use zerog_model::{ClassifierConfig, ModelConfig};
 
 use crate::batches::PACK_TOKENS;
 use crate::error::TrainError;
@@ -17,56 +17,141 @@ const FIXED_BYTES: u64 = 128 << 20;
 /// f32 value, gradient and two moments of every trained parameter, and the copies that a
 /// checkpoint and the archive make of them.
 const BYTES_PER_TRAINED_PARAMETER: u64 = 4 * 4 + 3 * 4 + 2 * 4;
+/// Shortest sequence that the parameters allow.
+const LEAST_SEQUENCE: u64 = 16;
 
-/// Bytes of activations that the backward pass keeps for one token.
-fn activation_bytes_per_token(config: &ModelConfig, rank: u64) -> u64 {
-    let per_layer = 2 * config.hidden_size
-        + 2 * config.query_width()
-        + 2 * config.key_width()
-        + 2 * config.intermediate_size;
-    let shared = 6 * config.hidden_size + 4 * config.intermediate_size + 2 * config.query_width();
-    4 * (config.layers as u64 * (per_layer as u64 + 7 * rank) + shared as u64)
+/// What of a model's shape decides the memory of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Shape {
+    /// Bytes of the frozen weights.
+    weights: u64,
+    /// Bytes that the head works on at once.
+    head: u64,
+    /// Bytes of activations that the backward pass keeps for one token.
+    per_token: u64,
 }
 
-/// The token budget of a pack for this model. It depends on the model's shape alone, so that
-/// every machine computes the same sums.
-pub(crate) fn pack_tokens(config: &ModelConfig, rank: u32) -> usize {
-    let fitting = ACTIVATION_BUDGET / activation_bytes_per_token(config, u64::from(rank)).max(1);
-    usize::try_from(fitting)
-        .unwrap_or(PACK_TOKENS)
-        .clamp(LEAST_PACK_TOKENS, PACK_TOKENS)
+impl Shape {
+    pub(crate) fn of_decoder(config: &ModelConfig, rank: u32) -> Self {
+        let per_layer = 2 * config.hidden_size
+            + 2 * config.query_width()
+            + 2 * config.key_width()
+            + 2 * config.intermediate_size;
+        let shared =
+            6 * config.hidden_size + 4 * config.intermediate_size + 2 * config.query_width();
+        let per_layer = per_layer as u64 + 7 * u64::from(rank);
+        Self {
+            weights: 2 * config.parameter_count() as u64,
+            // The head works on chunks of rows; this is their upper bound in f32.
+            head: 4 * 128 * config.vocabulary_size as u64,
+            per_token: 4 * (config.layers as u64 * per_layer + shared as u64),
+        }
+    }
+
+    pub(crate) fn of_encoder(config: &ClassifierConfig, rank: u32) -> Self {
+        let per_layer = 7 * config.hidden_size + config.intermediate_size;
+        let shared = 10 * config.hidden_size + 2 * config.intermediate_size;
+        let per_layer = per_layer as u64 + 6 * u64::from(rank);
+        Self {
+            // The published weights are in f32.
+            weights: 4 * config.parameter_count() as u64,
+            head: 0,
+            per_token: 4 * (config.layers as u64 * per_layer + shared as u64),
+        }
+    }
+
+    /// The token budget of a pack for this model. It depends on the model's shape alone, so that
+    /// every machine computes the same sums.
+    pub(crate) fn pack_tokens(&self) -> usize {
+        let fitting = ACTIVATION_BUDGET / self.per_token.max(1);
+        usize::try_from(fitting)
+            .unwrap_or(PACK_TOKENS)
+            .clamp(LEAST_PACK_TOKENS, PACK_TOKENS)
+    }
+
+    fn bytes(&self, trained_parameters: u64, pack: u64) -> u64 {
+        FIXED_BYTES
+            + self.weights
+            + self.head
+            + BYTES_PER_TRAINED_PARAMETER * trained_parameters
+            + self.per_token * pack
+    }
 }
 
-/// Refuses a run whose estimate exceeds `limit`, or what the system has left.
+/// What the parameters and the dataset add to the shape.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Load {
+    /// Numbers that are trained.
+    pub(crate) trained_parameters: u64,
+    /// Tokens of the longest example; of both answers where there are two.
+    pub(crate) longest: u64,
+    /// Sequences of one example: 2 where there are two answers.
+    pub(crate) sequences: u64,
+    /// Examples of one forward pass, as asked for.
+    pub(crate) batch: u64,
+    /// Examples of one optimiser step.
+    pub(crate) per_step: u64,
+}
+
+impl Load {
+    /// Tokens of the largest pack when a step has `examples` examples.
+    fn pack(&self, shape: &Shape, examples: u64) -> u64 {
+        (self.longest * examples)
+            .min(shape.pack_tokens() as u64)
+            .max(self.longest)
+    }
+}
+
+/// The memory that a run is expected to take, in bytes.
+fn estimate(shape: &Shape, load: &Load) -> u64 {
+    shape.bytes(load.trained_parameters, load.pack(shape, load.per_step))
+}
+
+/// Refuses a run whose estimate exceeds `limit`, or what the system has left; returns the estimate in bytes.
 ///
 /// # Errors
-/// [`TrainError::OutOfMemory`].
-pub(crate) fn check(
-    config: &ModelConfig,
-    rank: u32,
-    trained_parameters: usize,
-    longest_pack: usize,
-    limit: Option<u64>,
-) -> Result<(), TrainError> {
-    // The head works on chunks of rows; this is their upper bound in f32.
-    let head = 4 * 128 * config.vocabulary_size as u64;
-    let weights = 2 * config.parameter_count() as u64;
-    let needed = FIXED_BYTES
-        + weights
-        + head
-        + BYTES_PER_TRAINED_PARAMETER * trained_parameters as u64
-        + activation_bytes_per_token(config, u64::from(rank)) * longest_pack as u64;
+/// [`TrainError::OutOfMemory`] with the batch size or the length that fits.
+pub(crate) fn check(shape: &Shape, load: &Load, limit: Option<u64>) -> Result<u64, TrainError> {
+    let needed = estimate(shape, load);
     // When neither is known there is nothing to compare with; the run is tried.
     let Some(available) = [limit, available_bytes()].into_iter().flatten().min() else {
-        return Ok(());
+        return Ok(needed);
     };
     if needed > available {
         return Err(TrainError::OutOfMemory {
             needed_mib: needed >> 20,
             available_mib: available >> 20,
+            remedy: remedy(shape, load, available),
         });
     }
-    Ok(())
+    Ok(needed)
+}
+
+/// Which change makes the run fit, the smallest loss first.
+fn remedy(shape: &Shape, load: &Load, available: u64) -> String {
+    let fixed = shape.bytes(load.trained_parameters, 0);
+    let tokens = available.saturating_sub(fixed) / shape.per_token.max(1);
+    let accumulation = load.per_step / load.batch.max(1);
+    // Accumulated examples are packed together too, so the whole step has to fit.
+    let examples = tokens / load.longest.max(1);
+    if examples >= load.per_step || load.longest == 0 {
+        return "free memory or use a larger machine".into();
+    }
+    if examples >= 1 {
+        let batch = (examples / accumulation.max(1)).max(1);
+        let accumulation = match examples / batch {
+            fitting if fitting < accumulation => {
+                format!(" and gradient_accumulation_steps {fitting}")
+            }
+            _ => String::new(),
+        };
+        return format!("per_device_train_batch_size {batch}{accumulation} fits");
+    }
+    let length = tokens / load.sequences.max(1);
+    if length >= LEAST_SEQUENCE {
+        return format!("per_device_train_batch_size 1 with max_seq_length {length} fits");
+    }
+    "lower lora_rank or use a smaller base model: the weights alone leave no room".into()
 }
 
 /// What the system and the control group of this process have left.
@@ -98,17 +183,28 @@ mod tests {
         ModelConfig::from_json(json.to_string().as_bytes()).unwrap()
     }
 
-    fn qwen_0_5b() -> ModelConfig {
-        config(
+    fn qwen_0_5b() -> Shape {
+        let config = config(
             serde_json::json!({"architectures": ["Qwen2ForCausalLM"], "hidden_size": 896, "intermediate_size": 4864,
             "num_attention_heads": 14, "num_hidden_layers": 24, "num_key_value_heads": 2, "vocab_size": 151_936,
             "tie_word_embeddings": true}),
-        )
+        );
+        Shape::of_decoder(&config, 8)
+    }
+
+    fn load() -> Load {
+        Load {
+            trained_parameters: 4_400_000,
+            longest: 256,
+            sequences: 1,
+            batch: 2,
+            per_step: 4,
+        }
     }
 
     #[test]
     fn large_models_get_small_packs() {
-        let tokens = pack_tokens(&qwen_0_5b(), 8);
+        let tokens = qwen_0_5b().pack_tokens();
         assert!(
             (LEAST_PACK_TOKENS..PACK_TOKENS).contains(&tokens),
             "{tokens}"
@@ -117,22 +213,44 @@ mod tests {
             serde_json::json!({"architectures": ["Qwen2ForCausalLM"], "hidden_size": 64, "intermediate_size": 128,
             "num_attention_heads": 2, "num_hidden_layers": 2, "vocab_size": 300, "tie_word_embeddings": true}),
         );
-        assert_eq!(pack_tokens(&small, 8), PACK_TOKENS);
+        assert_eq!(Shape::of_decoder(&small, 8).pack_tokens(), PACK_TOKENS);
     }
 
+    /// The remedy is true: the run that it names is accepted with the same memory.
     #[test]
-    fn a_run_that_cannot_fit_is_refused_with_numbers() {
-        let error = check(&qwen_0_5b(), 8, 4_400_000, 2048, Some(256 << 20)).unwrap_err();
+    fn a_run_that_cannot_fit_is_refused_with_what_fits() {
+        let (shape, load) = (qwen_0_5b(), load());
+        let of = |batch, per_step, longest| Load {
+            batch,
+            per_step,
+            longest,
+            ..load
+        };
+        let remedy_at = |limit: u64| match check(&shape, &load, Some(limit)).unwrap_err() {
+            error @ TrainError::OutOfMemory { .. } => {
+                assert_eq!(error.exit_code(), crate::error::exit::OUT_OF_MEMORY);
+                error.to_string()
+            }
+            other => panic!("{other}"),
+        };
+        let fits = |load: Load| estimate(&shape, &load);
+        assert!(check(&shape, &load, Some(fits(load))).is_ok());
+
+        let text = remedy_at(fits(of(1, 2, 256)));
         assert!(
-            matches!(
-                error,
-                TrainError::OutOfMemory {
-                    available_mib: 256,
-                    ..
-                }
-            ),
-            "{error}"
+            text.contains("per_device_train_batch_size 1 fits"),
+            "{text}"
         );
-        assert_eq!(error.exit_code(), crate::error::exit::OUT_OF_MEMORY);
+        let text = remedy_at(fits(of(1, 1, 256)));
+        assert!(
+            text.contains("per_device_train_batch_size 1 and gradient_accumulation_steps 1 fits"),
+            "{text}"
+        );
+        let text = remedy_at(fits(of(1, 1, 100)));
+        assert!(
+            text.contains("per_device_train_batch_size 1 with max_seq_length 100 fits"),
+            "{text}"
+        );
+        assert!(remedy_at(256 << 20).contains("weights alone"));
     }
 }

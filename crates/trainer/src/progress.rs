@@ -2,6 +2,23 @@
 
 use serde::{Deserialize, Serialize};
 
+/// Scores besides the loss, each where the method has it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Metrics {
+    /// Share of texts whose class is the likeliest one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f64>,
+    /// F1 score, the mean over classes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub f1: Option<f64>,
+    /// Mean of the differences of rewards between better and worse answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reward_margin: Option<f64>,
+    /// Share of pairs whose better answer has the higher reward.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reward_accuracy: Option<f64>,
+}
+
 /// What a run reports while it works. Numbers that are not yet known are `null`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -21,8 +38,23 @@ pub enum Progress {
         supervised_tokens: u64,
         /// Examples cut at `max_seq_length`.
         truncated_examples: u64,
+        /// Tokens of them that were cut off.
+        #[serde(default)]
+        truncated_tokens: u64,
+        /// Records longer than `max_seq_length` that became several examples.
+        #[serde(default)]
+        split_examples: u64,
+        /// Records left out because they are longer than `max_seq_length`.
+        #[serde(default)]
+        dropped_examples: u64,
         /// Examples left out because nothing of their answer was left.
         skipped_examples: u64,
+        /// Examples set aside for validation.
+        #[serde(default)]
+        validation_examples: u64,
+        /// Memory that the run is expected to take at most, in bytes; 0 where nobody worked it out.
+        #[serde(default)]
+        expected_memory_bytes: u64,
         /// Whether other weights than the named base model are trained on.
         stand_in: bool,
     },
@@ -44,6 +76,39 @@ pub enum Progress {
         tokens_per_s: f64,
         /// Seconds until the last step at this speed.
         eta_s: f64,
+        /// Further scores of this step's examples, before the update.
+        #[serde(flatten)]
+        metrics: Metrics,
+    },
+    /// The examples set aside for validation were measured.
+    Validated {
+        /// Steps done.
+        step: u64,
+        /// Epochs done, with fraction.
+        epoch: f64,
+        /// Mean loss.
+        eval_loss: f64,
+        /// Examples that were measured.
+        examples: u64,
+        /// Whether no earlier loss was lower.
+        is_best: bool,
+        /// Further scores.
+        #[serde(flatten)]
+        metrics: Metrics,
+    },
+    /// No better loss came for as many measurements as the run had patience for.
+    StoppedEarly {
+        /// Steps done.
+        step: u64,
+        /// Steps that the run would have had.
+        total: u64,
+    },
+    /// The delivered state is not the last one but the best one.
+    BestLoaded {
+        /// Its steps.
+        step: u64,
+        /// Its validation loss.
+        eval_loss: f64,
     },
     /// A checkpoint is on disk.
     Checkpoint {
@@ -58,6 +123,9 @@ pub enum Progress {
         tuned_loss: f64,
         /// Examples that were used.
         examples: u64,
+        /// Further scores with the adapter.
+        #[serde(flatten)]
+        metrics: Metrics,
     },
     /// `adapter.sealed` is in place.
     Finished {

@@ -1,32 +1,30 @@
 //! A whole run: from the sealed dataset to the sealed archive.
 
-use std::collections::BTreeSet;
 use std::io::BufReader;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
-use zerog_model::{
-    BaseModel, LoraConfig, ModelFamily, Precision, Projection, Trainable, TrainableModel,
-};
+use zerog_model::ModelError;
 use zerog_protocol::FileKey;
 use zerog_protocol::manifest::AdapterManifest;
 use zerog_protocol::training_params::TrainingParams;
-use zerog_tokenization::{Dataset, RenderOptions, RenderedDataset, Tokenizer, render_examples};
+use zerog_tokenization::{
+    Dataset, Objective, RenderOptions, RenderReport, RenderedDataset, Tokenizer, render_dataset,
+};
 
 use crate::archive::{self, Contents};
-use crate::batches::{Order, pack};
-use crate::canary::Canary;
+use crate::batches::Order;
 use crate::checkpoint::{Checkpoint, RunState};
 use crate::error::TrainError;
-use crate::evaluate::{evaluate, mean_loss};
 use crate::job::{Job, JobDirectory};
-use crate::memory;
+use crate::memory::{self, Load, Shape};
+use crate::method::{Base, Conclusion, Method};
 use crate::progress::Progress;
 use crate::schedule::Schedule;
 use crate::sealing::{seal_file, with_opened};
 use crate::step::run_step;
+use crate::validation::{Measurements, Plan};
 
 /// Checkpoints of a run whose job does not say how often.
 const CHECKPOINTS_PER_RUN: u64 = 10;
@@ -49,42 +47,45 @@ pub fn run(
 ) -> Result<AdapterManifest, TrainError> {
     let job = Job::read(directory)?;
     let tokenizer = Tokenizer::from_dir(&job.base_model_dir)?;
-    let base = BaseModel::load(&job.base_model_dir)?;
-    let dataset = read_dataset(&job, directory, key, &tokenizer, &base)?;
+    let base = Base::load(&job)?;
+    let options = base.render_options(&job.params);
+    let dataset = read_dataset(directory, key, &tokenizer, options)?;
+    let report_of_dataset = dataset.report;
     let base_model_sha256 = base.sha256_hex();
+    let shape = base.shape(&job.params);
+    let load = load_of(&dataset, &job.params, options);
 
     let mut run = Run {
         fingerprint: job.fingerprint(&base_model_sha256),
-        total_steps: job.params.total_steps(dataset.examples.len() as u64),
-        model: new_model(&job, &base)?,
+        total_steps: job.params.total_steps(dataset.training.len() as u64),
+        dataset: report_of_dataset,
+        method: base.method(&job.params, dataset, shape.pack_tokens())?,
         job: &job,
         directory,
         key,
         stop,
-        dataset: &dataset,
         report,
         quiet: false,
+        expected_memory_bytes: 0,
     };
+    run.expected_memory_bytes = run.check_memory(&shape, load)?;
     let state = run.train()?;
+    let delivered = run.load_best(&state)?;
+    let Run { mut method, .. } = run;
 
-    let Run { mut model, .. } = run;
-    let adapter = Arc::new(model.adapter()?);
-    // A fresh adapter changes nothing, so its loss is the base model's.
-    let base_loss = mean_loss(&mut new_model(&job, &base)?, &dataset.examples)?;
-    let evaluation = evaluate(
-        &mut model,
-        base_loss,
-        &base,
-        &adapter,
-        &tokenizer,
-        &dataset.examples,
-    )?;
+    let conclusion = method.conclude(&tokenizer, &base_model_sha256)?;
+    let Conclusion {
+        adapter,
+        evaluation,
+        canary,
+        labels,
+    } = conclusion;
     let _ = report(&Progress::Evaluated {
         base_loss: evaluation.base_loss,
         tuned_loss: evaluation.tuned_loss,
         examples: evaluation.examples,
+        metrics: evaluation.metrics,
     });
-    let canary = Canary::record(&model, &base_model_sha256, &tokenizer, &dataset.examples)?;
     if canary.largest_effect() == 0.0 {
         return Err(TrainError::NothingLearned { step: state.step });
     }
@@ -96,11 +97,14 @@ pub fn run(
         stand_in: job.stand_in,
         tokenizer_sha256: tokenizer_sha256(&job)?,
         dataset_hash: job.dataset_hash.clone(),
-        examples: dataset.report.examples as u64,
-        tokens: dataset.report.tokens,
+        examples: report_of_dataset.examples as u64,
+        tokens: report_of_dataset.tokens,
         steps: state.step,
-        loss_first: state.loss_first,
-        loss_last: state.loss_last,
+        loss_first: state.loss_first(),
+        loss_last: state.loss_last(),
+        best_step: delivered.best_step,
+        eval_loss: delivered.eval_loss,
+        labels,
         params: job.params.clone(),
     };
     let archive = archive::build(&Contents {
@@ -117,76 +121,39 @@ pub fn run(
         .len();
     let _ = report(&Progress::Finished {
         steps: state.step,
-        loss_first: state.loss_first,
-        loss_last: state.loss_last,
+        loss_first: state.loss_first(),
+        loss_last: state.loss_last(),
         adapter_bytes,
     });
     Ok(manifest)
 }
 
 fn read_dataset(
-    job: &Job,
     directory: &JobDirectory,
     key: &FileKey,
     tokenizer: &Tokenizer,
-    base: &BaseModel,
+    options: RenderOptions,
 ) -> Result<RenderedDataset, TrainError> {
-    let max_seq_length = job.params.max_seq_length as usize;
-    let positions = base.config().maximum_positions;
-    if max_seq_length > positions {
-        return Err(TrainError::Params(format!(
-            "max_seq_length {max_seq_length} is longer than the {positions} positions of {}; use {positions} or less",
-            job.base_model
-        )));
-    }
     with_opened(&directory.dataset(), key, |reader| {
         let records = Dataset::parse(BufReader::new(reader));
-        Ok(render_examples(
-            tokenizer,
-            records,
-            RenderOptions { max_seq_length },
-        )?)
+        Ok(render_dataset(tokenizer, records, options)?)
     })
 }
 
-fn new_model(job: &Job, base: &Arc<BaseModel>) -> Result<TrainableModel, TrainError> {
-    let params = &job.params;
-    let mut model = TrainableModel::lora(
-        Arc::clone(base),
-        LoraConfig {
-            rank: params.lora_rank as usize,
-            alpha: params.lora_alpha as f32,
-            dropout: params.lora_dropout as f32,
-            rank_stabilized: params.use_rslora,
-            dora: params.use_dora,
-            targets: targets(params, base.config().family)?,
-            seed: params.seed,
+/// What the dataset and the parameters add to the memory of a run, all but the parameters' number.
+fn load_of(dataset: &RenderedDataset, params: &TrainingParams, options: RenderOptions) -> Load {
+    let samples = dataset.training.iter().chain(&dataset.validation);
+    let longest = samples.map(|sample| sample.cost().tokens).max();
+    Load {
+        trained_parameters: 0,
+        longest: longest.unwrap_or(0) as u64,
+        sequences: match options.objective {
+            Objective::Preference => 2,
+            Objective::Language | Objective::Classification => 1,
         },
-    )?;
-    model.set_precision(Precision::fastest());
-    Ok(model)
-}
-
-/// The linear layers that get an adapter.
-fn targets(
-    params: &TrainingParams,
-    family: ModelFamily,
-) -> Result<BTreeSet<Projection>, TrainError> {
-    if params.lora_target_modules.is_empty() {
-        return Ok(family.default_targets());
+        batch: u64::from(params.per_device_train_batch_size),
+        per_step: params.examples_per_step(),
     }
-    let layers = family.linear_layers();
-    let find = |name: &String| {
-        let found = layers.iter().find(|(known, _)| known == name);
-        found.map(|(_, layer)| *layer).ok_or_else(|| {
-            let known: Vec<&str> = layers.iter().map(|(known, _)| *known).collect();
-            TrainError::Params(format!(
-                "lora_target_modules names '{name}', which this model does not have; it has {}",
-                known.join(", ")
-            ))
-        })
-    };
-    params.lora_target_modules.iter().map(find).collect()
 }
 
 fn tokenizer_sha256(job: &Job) -> Result<String, TrainError> {
@@ -195,39 +162,44 @@ fn tokenizer_sha256(job: &Job) -> Result<String, TrainError> {
     Ok(hex::encode(Sha256::digest(bytes)))
 }
 
+/// Which state the adapter is of.
+#[derive(Debug, Clone, Copy, Default)]
+struct Delivered {
+    /// Its step, where it is not the last one.
+    best_step: Option<u64>,
+    /// Its loss on the validation examples.
+    eval_loss: Option<f64>,
+}
+
 /// The training loop with what it needs at hand.
 struct Run<'a> {
     job: &'a Job,
     directory: &'a JobDirectory,
     key: &'a FileKey,
     stop: &'a AtomicBool,
-    dataset: &'a RenderedDataset,
+    dataset: RenderReport,
     report: &'a mut dyn FnMut(&Progress) -> std::io::Result<()>,
     /// Nobody reads the records any more.
     quiet: bool,
     fingerprint: String,
     total_steps: u64,
-    model: TrainableModel,
+    expected_memory_bytes: u64,
+    method: Box<dyn Method>,
 }
 
 impl Run<'_> {
+    fn check_memory(&mut self, shape: &Shape, load: Load) -> Result<u64, TrainError> {
+        let load = Load {
+            trained_parameters: self.method.trainable().trainable_parameters() as u64,
+            ..load
+        };
+        memory::check(shape, &load, self.job.memory_limit_bytes)
+    }
+
     fn train(&mut self) -> Result<RunState, TrainError> {
         let params = &self.job.params;
-        let examples = &self.dataset.examples;
-        let pack_tokens = memory::pack_tokens(self.model.config(), params.lora_rank);
-        let longest = examples
-            .iter()
-            .map(|example| example.token_ids.len())
-            .max()
-            .unwrap_or(0);
-        memory::check(
-            self.model.config(),
-            params.lora_rank,
-            self.model.trainable_parameters(),
-            longest.max(pack_tokens),
-            self.job.memory_limit_bytes,
-        )?;
-
+        let examples = self.dataset.examples;
+        let plan = Plan::new(params, &self.dataset, self.total_steps)?;
         let mut state = self.resume()?;
         self.tell(&self.started(state.step));
         let mut checkpoint_step = state.step;
@@ -238,16 +210,12 @@ impl Run<'_> {
             .unwrap_or_else(|| self.total_steps.div_ceil(CHECKPOINTS_PER_RUN))
             .max(1);
 
-        let mut order = Order::new(
-            examples.len(),
-            u64::from(params.num_train_epochs),
-            params.seed,
-        );
+        let mut order = Order::new(examples, u64::from(params.num_train_epochs), params.seed);
         let schedule = Schedule::new(params, self.total_steps);
         let per_step = params.examples_per_step();
         let (began, first) = (Instant::now(), state.step);
-        let mut tokens = 0_u64;
-        while state.step < self.total_steps {
+        let mut tokens = 0.0;
+        while state.step < self.total_steps && !state.measurements.is_enough(params) {
             if self.quiet || self.stop.load(Ordering::Relaxed) {
                 if checkpoint_step < state.step {
                     self.checkpoint(&state)?;
@@ -255,26 +223,17 @@ impl Run<'_> {
                 return Err(TrainError::Stopped { step: state.step });
             }
             let chosen = order.of_step(state.step, per_step);
-            let packs = pack(chosen.iter().map(|index| &examples[*index]), pack_tokens);
             let learning_rate = schedule.learning_rate(state.step);
             let done = run_step(
-                &mut self.model,
-                &packs,
+                self.method.as_mut(),
+                &chosen,
                 params,
                 learning_rate,
                 state.step,
                 checkpoint_step,
             )?;
-            if state.step == 0 {
-                state.loss_first = done.loss;
-            }
-            state.loss_last = done.loss;
-            state.step += 1;
-
-            tokens += packs
-                .iter()
-                .map(|pack| pack.tokens.len() as u64)
-                .sum::<u64>();
+            state.add_loss(done.loss);
+            tokens += tokens_of(&self.dataset, chosen.len());
             let seconds = began.elapsed().as_secs_f64();
             let steps_left = (self.total_steps - state.step) as f64;
             self.tell(&Progress::Step {
@@ -282,15 +241,16 @@ impl Run<'_> {
                 total: self.total_steps,
                 loss: done.loss,
                 learning_rate,
-                epoch: epochs_done(
-                    state.step * per_step,
-                    examples.len(),
-                    params.num_train_epochs,
-                ),
+                epoch: self.epoch(state.step),
                 grad_norm: done.gradient_norm,
-                tokens_per_s: tokens as f64 / seconds.max(1e-9),
+                tokens_per_s: tokens / seconds.max(1e-9),
                 eta_s: seconds / (state.step - first) as f64 * steps_left,
+                metrics: done.metrics,
             });
+            // Before the checkpoint, so that what was measured is part of it.
+            if plan.is_some_and(|plan| plan.is_due(state.step)) {
+                self.validate(&mut state, checkpoint_step)?;
+            }
             let due =
                 state.step % every == 0 || checkpoint_time.elapsed() > LONGEST_WITHOUT_CHECKPOINT;
             if due && state.step < self.total_steps {
@@ -298,6 +258,12 @@ impl Run<'_> {
                 checkpoint_step = state.step;
                 checkpoint_time = Instant::now();
             }
+        }
+        if state.step < self.total_steps {
+            self.tell(&Progress::StoppedEarly {
+                step: state.step,
+                total: self.total_steps,
+            });
         }
         // The last state is kept too: if writing the archive fails, only that is done again.
         if checkpoint_step < state.step {
@@ -309,30 +275,86 @@ impl Run<'_> {
     fn resume(&mut self) -> Result<RunState, TrainError> {
         match Checkpoint::newest(self.directory, self.key, &self.fingerprint)? {
             Some(checkpoint) => {
-                self.model.import_state(&checkpoint.model)?;
+                self.method.trainable().import_state(&checkpoint.model)?;
                 Ok(checkpoint.state)
             }
-            None => Ok(RunState {
-                fingerprint: self.fingerprint.clone(),
-                step: 0,
-                loss_first: 0.0,
-                loss_last: 0.0,
-            }),
+            None => Ok(RunState::new(self.fingerprint.clone())),
+        }
+    }
+
+    /// Measures the validation examples and keeps the state if it is the best so far.
+    fn validate(&mut self, state: &mut RunState, checkpoint_step: u64) -> Result<(), TrainError> {
+        let measured = match self.method.validate() {
+            Ok(measured) if measured.mean().is_finite() => measured,
+            Ok(_) | Err(ModelError::LossNotFinite) => {
+                return Err(TrainError::Diverged {
+                    what: "validation loss",
+                    step: state.step,
+                    checkpoint_step,
+                });
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let params = &self.job.params;
+        let is_best = state.measurements.add(state.step, measured.mean(), params);
+        if is_best && params.load_best_model_at_end {
+            self.snapshot(state).write_best(self.directory, self.key)?;
+        }
+        self.tell(&Progress::Validated {
+            step: state.step,
+            epoch: self.epoch(state.step),
+            eval_loss: measured.mean(),
+            examples: self.dataset.validation_examples as u64,
+            is_best,
+            metrics: measured.metrics,
+        });
+        Ok(())
+    }
+
+    /// Takes the best state back, where it is asked for and not the last one.
+    fn load_best(&mut self, state: &RunState) -> Result<Delivered, TrainError> {
+        let Measurements {
+            best: Some(best),
+            last: Some(last),
+            ..
+        } = state.measurements
+        else {
+            return Ok(Delivered::default());
+        };
+        if !self.job.params.load_best_model_at_end || best.step == state.step {
+            return Ok(Delivered {
+                best_step: None,
+                eval_loss: Some(last.eval_loss()),
+            });
+        }
+        let checkpoint =
+            Checkpoint::read_best(self.directory, self.key, &self.fingerprint, best.step)?;
+        self.method.trainable().import_state(&checkpoint.model)?;
+        self.tell(&Progress::BestLoaded {
+            step: best.step,
+            eval_loss: best.eval_loss(),
+        });
+        Ok(Delivered {
+            best_step: Some(best.step),
+            eval_loss: Some(best.eval_loss()),
+        })
+    }
+
+    fn snapshot(&mut self, state: &RunState) -> Checkpoint {
+        Checkpoint {
+            state: state.clone(),
+            model: self.method.trainable().export_state(),
         }
     }
 
     fn checkpoint(&mut self, state: &RunState) -> Result<(), TrainError> {
-        let checkpoint = Checkpoint {
-            state: state.clone(),
-            model: self.model.export_state(),
-        };
-        checkpoint.write(self.directory, self.key)?;
+        self.snapshot(state).write(self.directory, self.key)?;
         self.tell(&Progress::Checkpoint { step: state.step });
         Ok(())
     }
 
     fn started(&self, resumed_at: u64) -> Progress {
-        let report = &self.dataset.report;
+        let report = &self.dataset;
         Progress::Started {
             total_steps: self.total_steps,
             resumed_at,
@@ -340,9 +362,21 @@ impl Run<'_> {
             tokens: report.tokens,
             supervised_tokens: report.supervised_tokens,
             truncated_examples: report.truncated_examples as u64,
+            truncated_tokens: report.truncated_tokens,
+            split_examples: report.split_examples as u64,
+            dropped_examples: report.dropped_examples as u64,
             skipped_examples: report.skipped_examples as u64,
+            validation_examples: report.validation_examples as u64,
+            expected_memory_bytes: self.expected_memory_bytes,
             stand_in: self.job.stand_in,
         }
+    }
+
+    /// Epochs with fraction after `step` steps, never more than the run has.
+    fn epoch(&self, step: u64) -> f64 {
+        let params = &self.job.params;
+        let read = (step * params.examples_per_step()) as f64;
+        (read / self.dataset.examples.max(1) as f64).min(f64::from(params.num_train_epochs))
     }
 
     fn tell(&mut self, record: &Progress) {
@@ -350,7 +384,7 @@ impl Run<'_> {
     }
 }
 
-/// Epochs with fraction after reading `read` examples, never more than the run has.
-fn epochs_done(read: u64, examples: usize, epochs: u32) -> f64 {
-    (read as f64 / examples.max(1) as f64).min(f64::from(epochs))
+/// Tokens of `examples` examples of average length.
+fn tokens_of(dataset: &RenderReport, examples: usize) -> f64 {
+    dataset.tokens as f64 * examples as f64 / dataset.examples.max(1) as f64
 }

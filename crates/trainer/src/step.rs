@@ -1,28 +1,25 @@
-//! One optimiser step: forward and backward over its packs, clipping, update, and the guard
+//! One optimiser step: forward and backward over its examples, clipping, update, and the guard
 //! rails that stop a run which no longer learns.
 
-use zerog_model::{
-    ModelError, PackedBatch, StepLoss, StepOptions, Trainable, TrainableModel, UpdateOptions,
-};
+use zerog_model::{ModelError, UpdateOptions};
 use zerog_protocol::training_params::TrainingParams;
 
 use crate::error::TrainError;
-
-/// Batch numbers set aside for each step. A step has at most 64 × 1024 examples, and never
-/// more packs than examples.
-const BATCHES_PER_STEP: u64 = 1 << 17;
+use crate::method::{Batches, Method};
+use crate::progress::Metrics;
 
 /// What one step measured.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct StepReport {
     pub(crate) loss: f64,
     pub(crate) gradient_norm: f64,
+    pub(crate) metrics: Metrics,
 }
 
-/// Runs step `step` (from 0). On an error the model keeps the parameters of before.
+/// Runs step `step` (from 0) over the examples `chosen`. On an error the model keeps the parameters of before.
 pub(crate) fn run_step(
-    model: &mut TrainableModel,
-    packs: &[PackedBatch],
+    method: &mut dyn Method,
+    chosen: &[usize],
     params: &TrainingParams,
     learning_rate: f64,
     step: u64,
@@ -33,20 +30,13 @@ pub(crate) fn run_step(
         step: step + 1,
         checkpoint_step,
     };
-    model.zero_gradients();
-    let mut loss = StepLoss::default();
-    for (index, pack) in packs.iter().enumerate() {
-        let options = StepOptions {
-            batch_number: step * BATCHES_PER_STEP + index as u64,
-            neftune_alpha: params.neftune_noise_alpha as f32,
-        };
-        match model.forward_backward(pack, &options) {
-            Ok(one) => loss.add(one),
-            Err(ModelError::LossNotFinite) => return Err(diverged("loss")),
-            Err(error) => return Err(error.into()),
-        }
-    }
-    let mean = loss.mean();
+    method.trainable().zero_gradients();
+    let measured = match method.forward_backward(chosen, Batches::of_step(step, params)) {
+        Ok(measured) => measured,
+        Err(ModelError::LossNotFinite) => return Err(diverged("loss")),
+        Err(error) => return Err(error.into()),
+    };
+    let mean = measured.mean();
     if !mean.is_finite() {
         return Err(diverged("loss"));
     }
@@ -54,7 +44,8 @@ pub(crate) fn run_step(
         return Err(TrainError::NothingLearned { step: step + 1 });
     }
     let maximum_norm = (params.max_grad_norm > 0.0).then_some(params.max_grad_norm as f32);
-    let clipped = model.clipped_scale(loss.supervised_tokens, maximum_norm);
+    let model = method.trainable();
+    let clipped = model.clipped_scale(measured.count, maximum_norm);
     if !clipped.gradient_norm.is_finite() {
         return Err(diverged("gradient"));
     }
@@ -68,5 +59,6 @@ pub(crate) fn run_step(
     Ok(StepReport {
         loss: mean,
         gradient_norm: clipped.gradient_norm,
+        metrics: measured.metrics,
     })
 }

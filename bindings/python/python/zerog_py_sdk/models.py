@@ -271,6 +271,7 @@ class TrainingProgress(Record):
     total_steps: int
     loss: float | None = None
     first_loss: float | None = None
+    eval_loss: float | None = None
     learning_rate: float | None = None
     eta_s: float | None = None
 

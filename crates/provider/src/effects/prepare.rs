@@ -177,11 +177,11 @@ async fn prepare_job(
         checkpoint_every_steps: None,
         memory_limit_bytes: role.trainer.memory_limit_bytes,
     };
-    let max_seq_length = params.max_seq_length as usize;
+    let options = RenderOptions::of_run(params, entry.kind);
     app.run_blocking(move || {
         let plaintext = open_to_memory(&source, &dataset_key, None)?;
         let records = Dataset::parse(plaintext.as_slice());
-        let count = count_tokens(&tokenizer, records, RenderOptions { max_seq_length })
+        let count = count_tokens(&tokenizer, records, options)
             .map_err(|error| EffectError::permanent(FailureReason::DatasetInvalid, error))?;
         create_private_folder(directory.path())?;
         seal_to_file(

@@ -40,6 +40,7 @@ pub(crate) async fn run(
             total_steps: 0,
             loss: None,
             first_loss: None,
+            eval_loss: None,
             learning_rate: None,
             eta_s: None,
         });
@@ -145,6 +146,9 @@ async fn report(
             progress.first_loss = progress.first_loss.or(Some(*loss));
             progress.learning_rate = Some(*learning_rate);
             progress.eta_s = Some(*eta_s);
+        }
+        Progress::Validated { eval_loss, .. } | Progress::BestLoaded { eval_loss, .. } => {
+            progress.eval_loss = Some(*eval_loss);
         }
         Progress::Finished {
             loss_first,

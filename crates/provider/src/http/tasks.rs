@@ -253,18 +253,15 @@ async fn exact_fee(
         .map_err(ApiError::internal)?;
     let path = app.vault.dataset_path(&dataset.file);
     let tokenizer = entry.tokenizer().map_err(ApiError::internal)?;
-    let max_seq_length = params.max_seq_length as usize;
+    let options = RenderOptions::of_run(params, entry.kind);
     let count = app
         .run_blocking(move || {
             let plaintext = open_to_memory(&path, &key, None).map_err(ApiError::internal)?;
-            count_tokens(
-                &tokenizer,
-                Dataset::parse(plaintext.as_slice()),
-                RenderOptions { max_seq_length },
+            count_tokens(&tokenizer, Dataset::parse(plaintext.as_slice()), options).map_err(
+                |error| {
+                    ApiError::bad_request("invalid_dataset", error.to_string()).field("datasetHash")
+                },
             )
-            .map_err(|error| {
-                ApiError::bad_request("invalid_dataset", error.to_string()).field("datasetHash")
-            })
         })
         .await?;
     let quote = fee::quote(&FeeTerms {

@@ -6,6 +6,7 @@
 mod abuse;
 mod events;
 mod http;
+mod methods;
 mod recovery;
 mod settlement;
 mod store;

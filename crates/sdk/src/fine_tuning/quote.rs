@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use alloy_primitives::{Address, U256};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
+use zerog_protocol::models::ModelKind;
 use zerog_protocol::training_params::{Schema, TrainingParams};
 use zerog_tokenization::{
     Dataset, ExampleError, RecordContent, RenderOptions, Tokenizer, billed_tokens, count_tokens,
@@ -88,7 +89,7 @@ pub struct FeeQuote {
 
 impl FineTuning {
     /// Counts a dataset's training tokens. `training_params` is the text of the parameter file, for its
-    /// `max_seq_length`; `provider` is asked for the tokenizer when it is not at hand.
+    /// length, method and validation share; `provider` is asked for the tokenizer when it is not at hand.
     ///
     /// # Errors
     /// [`Error::Dataset`], [`Error::TrainingParameters`], [`Error::UnknownModel`], [`Error::Tokenizer`].
@@ -135,9 +136,9 @@ impl FineTuning {
     ) -> Result<TokenCalculation> {
         let (folder, source) = self.tokenizer_folder(provider, facts).await?;
         let exact = provider.is_none() || is_ours(facts);
-        let (path, max_seq_length, model) = (
+        let (path, options, model) = (
             dataset_path.to_path_buf(),
-            params.max_seq_length,
+            RenderOptions::of_run(params, model_kind(facts)),
             facts.name.clone(),
         );
         let counting = tokio::task::spawn_blocking(move || {
@@ -146,9 +147,9 @@ impl FineTuning {
                 reason: error.to_string(),
             })?;
             if exact {
-                count_exactly(&tokenizer, &path, max_seq_length)
+                count_exactly(&tokenizer, &path, options)
             } else {
-                estimate(&tokenizer, &path, max_seq_length)
+                estimate(&tokenizer, &path, options.max_seq_length as u32)
             }
         });
         let mut calculation = counting.await.expect("counting does not panic")?;
@@ -302,6 +303,14 @@ fn is_ours(facts: &ModelFacts) -> bool {
         .is_some_and(|view| view.tokenizer_sha256.is_some())
 }
 
+/// What the model learns from: the provider's word, or what is known of the name.
+fn model_kind(facts: &ModelFacts) -> ModelKind {
+    let announced = facts.view.as_ref().and_then(|view| view.task_type);
+    announced
+        .or_else(|| facts.predefined.map(|model| model.kind))
+        .unwrap_or(ModelKind::CausalLanguage)
+}
+
 fn is_sha256(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
@@ -322,16 +331,13 @@ pub(crate) fn parse_params(text: Option<&str>, facts: &ModelFacts) -> Result<Tra
 fn count_exactly(
     tokenizer: &Tokenizer,
     path: &Path,
-    max_seq_length: u32,
+    options: RenderOptions,
 ) -> Result<TokenCalculation> {
     let refused = |reason: String| Error::Dataset {
         path: path.to_path_buf(),
         reason,
     };
     let dataset = Dataset::open(path).map_err(|error| refused(error.to_string()))?;
-    let options = RenderOptions {
-        max_seq_length: max_seq_length as usize,
-    };
     let count = count_tokens(tokenizer, dataset, options)
         .map_err(|error: ExampleError| refused(error.to_string()))?;
     Ok(TokenCalculation {
@@ -339,7 +345,7 @@ fn count_exactly(
         examples: count.examples,
         supervised_tokens: Some(count.report.supervised_tokens),
         truncated_examples: count.report.truncated_examples as u64,
-        max_seq_length,
+        max_seq_length: options.max_seq_length as u32,
         tokenizer: String::new(),
         is_estimate: false,
     })
@@ -391,6 +397,15 @@ fn counted_texts(content: &RecordContent) -> Vec<&str> {
         RecordContent::PromptCompletion { prompt, completion } => vec![prompt, completion],
         RecordContent::Text(text) => vec![text],
         RecordContent::Classification { text, label } => vec![text, label],
+        RecordContent::Preference {
+            prompt,
+            chosen,
+            rejected,
+        } => prompt
+            .iter()
+            .map(|message| message.content.as_str())
+            .chain([chosen.as_str(), rejected])
+            .collect(),
     }
 }
 

@@ -269,9 +269,7 @@ fn example(tokenizer: &Tokenizer, document: Document) -> Result<Example, Box<dyn
     Ok(render_example(
         tokenizer,
         &record,
-        RenderOptions {
-            max_seq_length: tokenizer::CONTEXT,
-        },
+        RenderOptions::new(tokenizer::CONTEXT),
     )?)
 }
 

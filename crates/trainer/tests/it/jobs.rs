@@ -132,6 +132,7 @@ fn a_job_becomes_a_sealed_archive_with_everything_in_it() {
         base_loss,
         tuned_loss,
         examples: 4,
+        ..
     }) = records.iter().rev().nth(1)
     else {
         panic!("{records:?}");

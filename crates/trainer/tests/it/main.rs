@@ -7,7 +7,11 @@
 mod base_model;
 mod guards;
 mod jobs;
+mod kills;
+mod memory;
+mod methods;
 mod tuning;
+mod workshop;
 
 // The program's own modules, so that the smoke run is the real recipe on a small scale.
 #[allow(dead_code)]

@@ -33,14 +33,7 @@ fn the_committed_datasets_are_whole_and_of_three_formats() {
     let tokenizer = Tokenizer::from_dir(&fixture("tiny-qwen")).unwrap();
     for (name, format) in DATASETS {
         let mut dataset = Dataset::open(&fixture(name)).unwrap();
-        let count = count_tokens(
-            &tokenizer,
-            &mut dataset,
-            RenderOptions {
-                max_seq_length: 256,
-            },
-        )
-        .unwrap();
+        let count = count_tokens(&tokenizer, &mut dataset, RenderOptions::new(256)).unwrap();
         assert_eq!(dataset.format(), Some(format));
         assert!(
             (40..=200).contains(&count.examples),

@@ -1,0 +1,115 @@
+//! Tasks that learn something else than answers: preferences with a validation set, and the class of texts.
+
+use serde_json::{Value, json};
+use zerog_protocol::models;
+use zerog_provider::Provider;
+
+use crate::world::{User, World, now_s};
+
+/// Uploads a dataset, creates a task on it and waits until it is delivered or failed; the task and its log.
+async fn walk(user: &User, model_hash: &str, dataset: &str, params: Value) -> (Value, String) {
+    let uploaded = user.upload("d.jsonl", dataset.as_bytes()).await;
+    assert_eq!(uploaded.status, 200, "{}", uploaded.text());
+    let hash = uploaded.json()["datasetHash"].as_str().unwrap().to_owned();
+    let mut request = user.task_request(&hash, now_s() * 10_000_000 + 40);
+    request["trainingParams"] = params.to_string().into();
+    request["preTrainedModelHash"] = model_hash.into();
+    let created = user.create(request).await;
+    assert_eq!(created.status, 201, "{}", created.text());
+    let id = created.json()["id"].as_str().unwrap().parse().unwrap();
+    let task = user.wait(id, &["Delivered", "Failed"]).await;
+    (task, user.log(id).await)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn preferences_are_trained_and_logged_with_their_margin() {
+    let world = World::start().await;
+    let provider = Provider::start(world.config("p")).await.unwrap();
+    world.accept(&provider).await;
+    let user = world.user(3, &provider).await;
+    let dataset: String = (0..8)
+        .map(|number| {
+            let record = json!({"prompt": format!("Who is in room {number}?"), "chosen": "Nobody is there.",
+                "rejected": "Everybody is there."});
+            format!("{record}\n")
+        })
+        .collect();
+    let params = json!({"training_method": "dpo", "validation_split": 0.25, "num_train_epochs": 2,
+        "per_device_train_batch_size": 2, "learning_rate": 0.002, "max_seq_length": 64});
+    let (task, log) = walk(&user, crate::world::MOCK_MODEL, &dataset, params).await;
+    assert_eq!(task["progress"], "Delivered", "{log}");
+    for text in [
+        "rewards/margins",
+        "eval_loss",
+        "2 records set aside for validation",
+    ] {
+        assert!(log.contains(text), "{text} in {log}");
+    }
+    assert!(task["training"]["evalLoss"].is_f64(), "{task}");
+    provider.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_classifier_is_counted_paid_and_trained() {
+    let world = World::start().await;
+    let mut config = world.config("p");
+    let folder = tempfile::tempdir().unwrap();
+    let distilbert = models::find("distilbert-base-uncased").unwrap();
+    let mut model = config.models[0].clone();
+    model.name = distilbert.name.into();
+    model.hash = distilbert.hash;
+    model.stand_in = true;
+    model.folder = encoder(folder.path());
+    config.models.push(model);
+    let provider = Provider::start(config).await.unwrap();
+    world.accept(&provider).await;
+    let user = world.user(3, &provider).await;
+    let entry = user.get("/v1/model/distilbert-base-uncased").await.json();
+    assert_eq!(entry["taskType"], "SEQ_CLS");
+
+    let dataset =
+        "{\"text\":\"a bell\",\"label\":1}\n{\"text\":\"a drum\",\"label\":0}\n".repeat(4);
+    let params = json!({"num_train_epochs": 3, "per_device_train_batch_size": 4, "learning_rate": 0.005,
+        "max_seq_length": 16});
+    let hash = distilbert.hash.to_string();
+    let (task, log) = walk(&user, &hash, &dataset, params).await;
+    assert_eq!(task["progress"], "Delivered", "{log}");
+    // Two words between two marks, eight texts.
+    assert_eq!(task["tokens"], 32, "{task}");
+    assert_ne!(task["fee"], "0");
+    assert!(log.contains("'accuracy'") && log.contains("'f1'"), "{log}");
+    provider.shutdown().await;
+}
+
+/// The small encoder of the comparison with the reference libraries, with a word-piece tokenizer of four words.
+fn encoder(folder: &std::path::Path) -> std::path::PathBuf {
+    let source = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../fixtures/parity/distilbert/base");
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(source.join(name), folder.join(name)).unwrap();
+    }
+    let mark = |id: u32, text: &str| {
+        json!({"id": id, "content": text, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true})
+    };
+    let special = |id: &str| json!({"SpecialToken": {"id": id, "type_id": 0}});
+    let tokenizer = json!({
+        "version": "1.0",
+        "added_tokens": [mark(0, "[UNK]"), mark(1, "[CLS]"), mark(2, "[SEP]")],
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [special("[CLS]"), {"Sequence": {"id": "A", "type_id": 0}}, special("[SEP]")],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": {
+                "[CLS]": {"id": "[CLS]", "ids": [1], "tokens": ["[CLS]"]},
+                "[SEP]": {"id": "[SEP]", "ids": [2], "tokens": ["[SEP]"]},
+            },
+        },
+        "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+            "vocab": {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "a": 3, "bell": 4, "drum": 5}},
+    });
+    std::fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    folder.to_owned()
+}
