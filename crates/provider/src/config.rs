@@ -215,8 +215,29 @@ pub struct InferenceConfig {
     pub max_running: usize,
     /// Most requests that wait.
     pub max_waiting: usize,
+    /// Whether weights are rounded when they are loaded; `None` = they are used as they are in the files.
+    pub quantize: Option<Quantization>,
     /// A server that computes instead of the built-in engine.
     pub external: Option<ExternalConfig>,
+}
+
+/// How weights are rounded at load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Quantization {
+    /// 8-bit integers with one scale for 32 of them: half the memory of bf16, less to read for a token.
+    Int8,
+}
+
+impl std::str::FromStr for Quantization {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "int8" => Ok(Self::Int8),
+            _ => Err("weights can be rounded to int8".into()),
+        }
+    }
 }
 
 /// A vLLM or SGLang server that computes for this provider.
@@ -414,6 +435,7 @@ impl InferenceConfig {
             max_adapter_disk_bytes: 100 << 30,
             max_running: 8,
             max_waiting: 64,
+            quantize: None,
             external: None,
         }
     }
@@ -559,6 +581,16 @@ impl Config {
             .and_then(|inference| inference.external.as_ref())
         {
             external.check()?;
+            if self
+                .inference
+                .as_ref()
+                .is_some_and(|role| role.quantize.is_some())
+            {
+                return refuse(
+                    "inference.quantize",
+                    "leave it out with inference.external: the server rounds weights itself, if it is told to".into(),
+                );
+            }
         }
         if self
             .server
@@ -726,6 +758,7 @@ struct FileInference {
     max_adapter_disk_gib: Option<u64>,
     max_running: Option<usize>,
     max_waiting: Option<usize>,
+    quantize: Option<Quantization>,
     external: Option<FileExternal>,
 }
 
@@ -1076,6 +1109,7 @@ impl FileInference {
                 .saturating_mul(1 << 30),
             max_running: self.max_running.unwrap_or(default.max_running).max(1),
             max_waiting: self.max_waiting.unwrap_or(default.max_waiting),
+            quantize: self.quantize,
             external: self.external.map(FileExternal::into_config).transpose()?,
             model: self.model,
         })

@@ -22,7 +22,7 @@ use zerog_tokenization::Tokenizer;
 use crate::adapter_tiers::LastUses;
 use crate::app::App;
 use crate::catalogue::Catalogue;
-use crate::config::InferenceConfig;
+use crate::config::{InferenceConfig, Quantization};
 use crate::external::{ExternalEngine, ExternalPin};
 use crate::store::{AdapterRow, StoreError};
 use crate::vault::KeyUse;
@@ -173,6 +173,10 @@ impl InferenceRole {
         let model = BaseModel::load(&folder).map_err(|error| failed(error.to_string()))?;
         let base_sha256 = model.sha256_hex();
         catalogue.set_weights_sha256(&folder, &base_sha256);
+        let model = match config.quantize {
+            Some(Quantization::Int8) => model.quantized(),
+            None => model,
+        };
         let tokenizer = entry
             .tokenizer()
             .map_err(|error| failed(error.to_string()))?;
@@ -213,8 +217,12 @@ impl InferenceRole {
             .ok()
             .and_then(|path| fingerprint(&path))
             .unwrap_or_default();
+        let rounding = match self.config.quantize {
+            Some(Quantization::Int8) => "/int8",
+            None => "",
+        };
         format!(
-            "{}/{program}/{}",
+            "{}/{program}/{}{rounding}",
             env!("CARGO_PKG_VERSION"),
             self.base_sha256
         )
