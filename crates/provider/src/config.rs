@@ -1239,6 +1239,17 @@ mod tests {
         with("kind = \"vllm\"\nurl = \"http://127.0.0.1:8000\"\nadapter_dir = \"a\"").unwrap_err();
         with("kind = \"other\"\nurl = \"http://127.0.0.1:8000\"\nadapter_dir = \"/a\"")
             .unwrap_err();
+        let rounded = |section: &str| {
+            let text = format!(
+                "{SMALLEST}\n[inference]\nmodel = \"mock-model\"\nquantize = \"int8\"\n{section}"
+            );
+            Config::check_text(&text)
+        };
+        rounded("").unwrap();
+        let both =
+            "[inference.external]\nkind = \"vllm\"\nurl = \"http://a\"\nadapter_dir = \"/a\"";
+        let refused = rounded(both).unwrap_err().to_string();
+        assert!(refused.contains("inference.quantize"), "{refused}");
     }
 
     #[test]

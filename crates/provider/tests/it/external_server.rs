@@ -113,7 +113,7 @@ impl ServerState {
     }
 
     /// The adapter that a `model` names; none is the base model.
-    fn adapter_of(&self, model: &str) -> Result<Option<String>, Response> {
+    fn adapter_of(&self, model: &str) -> Result<Option<String>, Box<Response>> {
         let name = match self.kind {
             ExternalKind::Vllm => (model != BASE).then_some(model),
             ExternalKind::Sglang => model.strip_prefix(&format!("{BASE}:")),
@@ -124,7 +124,10 @@ impl ServerState {
                     ExternalKind::Vllm => StatusCode::NOT_FOUND,
                     ExternalKind::Sglang => StatusCode::BAD_REQUEST,
                 };
-                Err(self.refuse(status, format!("The model `{name}` does not exist.")))
+                Err(Box::new(self.refuse(
+                    status,
+                    format!("The model `{name}` does not exist."),
+                )))
             }
             name => Ok(name.map(str::to_owned)),
         }
@@ -207,7 +210,7 @@ async fn unload(State(state): State<Arc<ServerState>>, Json(body): Json<Value>) 
 async fn completions(State(state): State<Arc<ServerState>>, Json(body): Json<Value>) -> Response {
     let adapter = match state.adapter_of(body["model"].as_str().unwrap()) {
         Ok(adapter) => adapter,
-        Err(refusal) => return refusal,
+        Err(refusal) => return *refusal,
     };
     assert_eq!(
         (&body["max_tokens"], &body["temperature"]),
@@ -266,7 +269,7 @@ async fn chat(State(state): State<Arc<ServerState>>, body: Bytes) -> Response {
     state.chats.lock().push(body.clone());
     let adapter = match state.adapter_of(body["model"].as_str().unwrap()) {
         Ok(adapter) => adapter,
-        Err(refusal) => return refusal,
+        Err(refusal) => return *refusal,
     };
     if state.stalls.load(Ordering::Relaxed) {
         let first = json!({"choices": [{"index": 0, "delta": {"content": "lamp"}}]});
