@@ -80,6 +80,7 @@ def main():
         subprocess.run([options.binary, "make", folder, options.shape, "16"], check=True)
     print(f"load average before: {os.getloadavg()}, {THREADS} threads")
     ours = Child("ours", [str(options.binary), "serve", str(folder)])
+    rounded = Child("ours int8", [str(options.binary), "serve", str(folder), "int8"])
     peers = {}
     if installed("torch", "transformers", "peft"):
         peers["transformers"] = Child("transformers bf16 + PEFT", peer_command("transformers", folder))
@@ -91,7 +92,7 @@ def main():
         print("not installed, left out: llama_cpp, gguf")
     names = [name for name in ("llama", "transformers") if name in peers]
     prompt, tokens, streams = options.prompt, options.tokens, options.streams
-    for child in [ours, *peers.values()]:
+    for child in [ours, rounded, *peers.values()]:
         child.ask("prefill 16")
 
     def others(request):
@@ -110,6 +111,21 @@ def main():
     eight = compare("decode, 8 streams", "", ours, f"decode 8 64 {tokens} 0", [], "tokens_per_s", options.rounds)
     print(f"  8 streams against one: {eight / one:.2f}; {streams} streams against one: {many / one:.2f}  (goal 4)")
     print(f"  {streams} adapters against the base model: {adapted / many:.2f}  (goal 0.9)")
+    for member in ("tokens_per_s", "tokens_per_cpu_s"):
+        base_request = f"decode {streams} 64 {tokens} 0"
+        pairs = [(ours.ask(f"decode {streams} 64 {tokens} {min(streams, 16)}")[member], ours.ask(base_request)[member])
+                 for _ in range(options.rounds)]
+        ratios = [adapted / base for adapted, base in pairs]
+        print(f"  {streams} adapters against the base model in turns, {member}: {statistics.median(ratios):.2f} "
+              f"{[round(ratio, 2) for ratio in ratios]}")
+    for count in (1, streams):
+        request = f"decode {count} 64 {tokens} 0"
+        for member in ("tokens_per_s", "tokens_per_cpu_s"):
+            compare(f"int8 decode, {count} streams, {member}", "  (int8 against bf16)", rounded, request,
+                    [(ours, request)], member, options.rounds)
+    sizes = rounded.ask("memory"), ours.ask("memory")
+    print(f"\nmatrices: int8 {sizes[0]['matrix_bytes'] / 1e6:.1f} MB, bf16 {sizes[1]['matrix_bytes'] / 1e6:.1f} MB, ratio "
+          f"{sizes[0]['matrix_bytes'] / sizes[1]['matrix_bytes']:.3f}; adapters {sizes[1]['adapter_bytes'] / 1e6:.1f} MB")
     tiers = {tier: [ours.ask(f"first-token {tier}")["ms"] for _ in range(5 * options.rounds)]
              for tier in ("base", "memory", "disk")}
     base = statistics.median(tiers["base"])
@@ -117,7 +133,7 @@ def main():
     for tier, goal in (("memory", 2), ("disk", 10)):
         print(f"  adapter {tier}: {statistics.median(tiers[tier]) - base:+.2f} ms  (goal at most +{goal} ms)")
     print(f"memory bandwidth of a read test: {read_bandwidth():.1f} GB/s; load average after: {os.getloadavg()}")
-    for child in [ours, *peers.values()]:
+    for child in [ours, rounded, *peers.values()]:
         child.close()
 
 

@@ -2,10 +2,11 @@
 //!
 //! ```console
 //! $ serving_bench make DIR qwen2.5-0.5b 16       # a model folder with 16 adapter folders of rank 16
-//! $ serving_bench serve DIR                      # reads one request a line, answers one JSON object a line
+//! $ serving_bench serve DIR [int8]               # reads one request a line, answers one JSON object a line
 //! prefill 512
 //! decode STREAMS PROMPT TOKENS ADAPTERS
 //! first-token memory|disk|base
+//! memory                                        # bytes of matrices, and of adapters
 //! ```
 //!
 //! Weights are random: speed and memory only. Requests alternate with those to other programs, so nothing is measured
@@ -30,8 +31,9 @@ async fn main() -> Result<(), Failure> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
         ["make", folder, shape, adapters] => make(Path::new(folder), shape, adapters.parse()?),
-        ["serve", folder] => serve(Path::new(folder)).await,
-        _ => Err("usage: serving_bench make DIR SHAPE ADAPTERS | serve DIR".into()),
+        ["serve", folder] => serve(Path::new(folder), false).await,
+        ["serve", folder, "int8"] => serve(Path::new(folder), true).await,
+        _ => Err("usage: serving_bench make DIR SHAPE ADAPTERS | serve DIR [int8]".into()),
     }
 }
 
@@ -127,8 +129,11 @@ fn write_adapter(folder: &Path, settings: &Value, seed: u32) -> Result<(), Failu
     )?)
 }
 
-async fn serve(folder: &Path) -> Result<(), Failure> {
-    let model = BaseModel::load(folder)?;
+async fn serve(folder: &Path, quantize: bool) -> Result<(), Failure> {
+    let mut model = BaseModel::load(folder)?;
+    if quantize {
+        model = model.quantized();
+    }
     let tokenizer = Tokenizer::from_dir(folder)?;
     let sizes = EngineConfig {
         max_running: 32,
@@ -157,6 +162,10 @@ async fn serve(folder: &Path) -> Result<(), Failure> {
                 ];
                 decode(&engine, numbers).await?
             }
+            ["memory"] => json!({
+                "matrix_bytes": engine.model().matrix_bytes(),
+                "adapter_bytes": engine.list().iter().map(|adapter| adapter.bytes).sum::<usize>(),
+            }),
             ["first-token", tier] => first_token(&engine, folder, tier).await?,
             _ => return Err(format!("unknown request {line:?}").into()),
         };
@@ -226,7 +235,7 @@ async fn decode(engine: &EngineHandle, numbers: [usize; 4]) -> Result<Value, Fai
         .iter()
         .map(|generation| generation.generated_tokens())
         .sum();
-    let start = Instant::now();
+    let (start, cpu) = (Instant::now(), cpu_seconds()?);
     let mut after = 0;
     for mut generation in generations {
         while let Some(event) = generation.next().await {
@@ -236,8 +245,24 @@ async fn decode(engine: &EngineHandle, numbers: [usize; 4]) -> Result<Value, Fai
         }
         after += generation.generated_tokens();
     }
-    let seconds = start.elapsed().as_secs_f64();
-    Ok(json!({"tokens_per_s": (after - before) as f64 / seconds, "seconds": seconds}))
+    let (seconds, cpu) = (start.elapsed().as_secs_f64(), cpu_seconds()? - cpu);
+    let tokens = (after - before) as f64;
+    Ok(
+        json!({"tokens_per_s": tokens / seconds, "tokens_per_cpu_s": tokens / cpu, "seconds": seconds}),
+    )
+}
+
+/// Processor time of this process, in steps of a hundredth of a second; for machines that others use too.
+fn cpu_seconds() -> Result<f64, Failure> {
+    let text = std::fs::read_to_string("/proc/self/stat")?;
+    let fields = text.rsplit(") ").next().unwrap_or_default();
+    let ticks: Vec<u64> = fields
+        .split(' ')
+        .skip(11)
+        .take(2)
+        .map(str::parse)
+        .collect::<Result<_, _>>()?;
+    Ok(ticks.iter().sum::<u64>() as f64 / 100.0)
 }
 
 /// Milliseconds to the first token of a short prompt: base model, adapter in memory, adapter on disk.

@@ -309,7 +309,15 @@ pub(crate) fn check(
     Ok(report)
 }
 
-fn check_record(canary: &Canary, vocabulary: usize, positions: usize) -> Result<(), CanaryError> {
+/// Whether a record can be run on a model with this many tokens in its vocabulary and positions.
+///
+/// # Errors
+/// [`CanaryError::Unusable`].
+pub fn check_record(
+    canary: &Canary,
+    vocabulary: usize,
+    positions: usize,
+) -> Result<(), CanaryError> {
     let unusable = |reason| Err(CanaryError::Unusable { reason });
     if canary.version != CANARY_VERSION {
         return unusable("unknown version");

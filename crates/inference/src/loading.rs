@@ -191,7 +191,11 @@ pub(crate) fn load(
     let executor = scheduler.executor();
     let canary = match check {
         CanaryCheck::Run(reference) => {
-            let tolerance = Tolerance::EXACT;
+            let tolerance = if executor.model().is_quantized() {
+                Tolerance::ROUNDED
+            } else {
+                Tolerance::EXACT
+            };
             Some(canary::check(
                 reference,
                 &adapter.weights,

@@ -109,7 +109,7 @@ async fn start(
     let request = request?;
     let target = resolve(served, &request.model)?;
     let id = AnswerId::fresh(request.route);
-    let prepared = service::prepare(&served.engine, request).await?;
+    let prepared = service::prepare(served.engine.tokenizer(), request).await?;
     prepared.start(&served.engine, target, id)
 }
 

@@ -220,7 +220,7 @@ impl LoraAdapter {
                         values,
                     ));
                 };
-                add(Part::A, &pair.a);
+                add(Part::A, &pair.a());
                 add(Part::B, &pair.b());
                 if let Some(magnitude) = pair.magnitude() {
                     add(Part::Magnitude, magnitude);

@@ -5,6 +5,7 @@ use crate::error::ModelError;
 use crate::lora::Projection;
 use crate::weights::{NamedTensor, Tensor, WEIGHTS_FILE, WeightFiles, serialize, write_file};
 use half::bf16;
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -161,6 +162,51 @@ impl BaseModel {
     /// Its configuration.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// The same model with its matrices rounded to 8 bits, one scale for 32 numbers: about half the memory of bf16 and
+    /// less to read for each token. Its hash stays that of the weights that it was made from.
+    pub fn quantized(&self) -> Arc<Self> {
+        let hidden = self.config.hidden_size;
+        let layers = self
+            .layers
+            .par_iter()
+            .map(|layer| LayerWeights {
+                linears: std::array::from_fn(|index| {
+                    let (_, inputs) = self.config.projection_shape(Projection::ALL[index]);
+                    layer.linears[index].quantized(inputs)
+                }),
+                biases: layer.biases.clone(),
+                input_norm: layer.input_norm.clone(),
+                post_norm: layer.post_norm.clone(),
+                head_norms: layer.head_norms.clone(),
+            })
+            .collect();
+        Arc::new(Self {
+            config: self.config.clone(),
+            embedding: self.embedding.quantized(hidden),
+            head: self.head.as_ref().map(|head| head.quantized(hidden)),
+            layers,
+            final_norm: self.final_norm.clone(),
+            rope: self.rope.clone(),
+            files: None,
+            sha256: OnceLock::from(self.sha256()),
+        })
+    }
+
+    /// Whether its matrices are rounded, so that its logits are near those of its weights and not equal to them.
+    pub fn is_quantized(&self) -> bool {
+        matches!(self.embedding, Tensor::Int8 { .. })
+    }
+
+    /// Bytes of the matrices, in memory or mapped.
+    pub fn matrix_bytes(&self) -> usize {
+        let layers = self.layers.iter().flat_map(|layer| &layer.linears);
+        layers
+            .chain([&self.embedding])
+            .chain(&self.head)
+            .map(Tensor::bytes)
+            .sum()
     }
 
     /// SHA-256 of the weight file; for shards, of their bytes one after the other in order of their names.

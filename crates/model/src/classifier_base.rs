@@ -9,7 +9,7 @@ use crate::lora::{HeadWeights, LoraAdapter, Projection};
 use crate::weights::{Tensor, WeightFiles};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
-use zerog_kernels::matmul::{Precision, Weight, widen};
+use zerog_kernels::matmul::{Precision, Weight};
 use zerog_kernels::noise::NoiseKey;
 
 /// Standard deviation of a new head's weights, as `initializer_range` of the family.
@@ -184,14 +184,11 @@ impl ClassifierBase {
                 Projection::ALL.map(|projection| {
                     let pair = adapter.pair(layer, projection)?;
                     let weight = self.weight(layer, projection);
-                    let mut merged = match weight {
-                        Weight::F32(values) => values.to_vec(),
-                        Weight::Bf16(values) => {
-                            let mut wide = vec![0.0; values.len()];
-                            widen(values, &mut wide);
-                            wide
-                        }
-                    };
+                    let mut merged = vec![0.0; weight.len()];
+                    let columns = pair.inputs();
+                    for (index, row) in merged.chunks_exact_mut(columns).enumerate() {
+                        weight.copy_row(index, columns, row);
+                    }
                     pair.merge_into(weight, &mut merged);
                     Some(merged)
                 })

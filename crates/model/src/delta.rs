@@ -78,7 +78,7 @@ impl DeltaPlaces {
             return Err(ModelError::AdapterMismatch);
         }
         let values = &mut parameters.values;
-        values[self.a.clone()].copy_from_slice(&pair.a);
+        values[self.a.clone()].copy_from_slice(&pair.a());
         values[self.b.clone()].copy_from_slice(&pair.b());
         match (&self.magnitude, pair.magnitude()) {
             (None, None) => {}

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use zerog_kernels::map::MappedFile;
-use zerog_kernels::matmul::Weight;
+use zerog_kernels::matmul::{Int8Weight, Weight, int8};
 
 /// Name of an unsharded weight file.
 pub(crate) const WEIGHTS_FILE: &str = "model.safetensors";
@@ -34,6 +34,12 @@ pub(crate) enum Tensor {
     Bf16(Arc<Vec<bf16>>),
     /// f32 in memory; also where f16 files go, which fit into f32 exactly.
     F32(Arc<Vec<f32>>),
+    /// Rounded to 8 bits in memory, for serving; `inputs` columns.
+    Int8 {
+        values: Arc<Vec<i8>>,
+        scales: Arc<Vec<bf16>>,
+        inputs: usize,
+    },
 }
 
 impl Tensor {
@@ -47,14 +53,45 @@ impl Tensor {
             }
             Self::Bf16(values) => Weight::Bf16(values),
             Self::F32(values) => Weight::F32(values),
+            Self::Int8 {
+                values,
+                scales,
+                inputs,
+            } => Weight::Int8(Int8Weight::new(values, scales, *inputs)),
         }
     }
 
     /// All elements as f32.
     pub(crate) fn to_f32(&self) -> Vec<f32> {
-        match self.weight() {
-            Weight::F32(values) => values.to_vec(),
-            Weight::Bf16(values) => values.iter().map(|value| value.to_f32()).collect(),
+        let weight = self.weight();
+        let mut values = vec![0.0; weight.len()];
+        let columns = match self {
+            Self::Int8 { inputs, .. } => *inputs,
+            _ => values.len(),
+        };
+        for (index, row) in values.chunks_exact_mut(columns.max(1)).enumerate() {
+            weight.copy_row(index, columns, row);
+        }
+        values
+    }
+
+    /// Bytes that it takes.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::MappedBf16 { start, end, .. } | Self::MappedF32 { start, end, .. } => end - start,
+            Self::Bf16(values) => values.len() * 2,
+            Self::F32(values) => values.len() * 4,
+            Self::Int8 { values, scales, .. } => values.len() + scales.len() * 2,
+        }
+    }
+
+    /// The same matrix with `inputs` columns, rounded to 8 bits.
+    pub(crate) fn quantized(&self, inputs: usize) -> Self {
+        let (values, scales) = int8::quantize(self.weight(), inputs);
+        Self::Int8 {
+            values: Arc::new(values),
+            scales: Arc::new(scales),
+            inputs,
         }
     }
 }
@@ -217,6 +254,18 @@ pub(crate) struct NamedTensor {
 impl NamedTensor {
     pub(crate) fn bf16(name: String, shape: Vec<usize>, values: Weight<'_>) -> Self {
         let bytes = match values {
+            Weight::Int8(_) => {
+                let columns = shape.last().copied().unwrap_or(1).max(1);
+                let mut row = vec![0.0; columns];
+                (0..values.len() / columns)
+                    .flat_map(|index| {
+                        values.copy_row(index, columns, &mut row);
+                        row.iter()
+                            .flat_map(|value| bf16::from_f32(*value).to_le_bytes())
+                            .collect::<Vec<u8>>()
+                    })
+                    .collect()
+            }
             Weight::F32(values) => values
                 .iter()
                 .flat_map(|value| bf16::from_f32(*value).to_le_bytes())

@@ -14,6 +14,7 @@ use zerog_lifecycle::OnMissedAck;
 use zerog_protocol::SecretKey;
 use zerog_protocol::models;
 use zerog_protocol::training_params::{Schema, edit_distance};
+use zeroize::Zeroizing;
 
 /// Chain id of the local development network, the only one where stand-ins and the simulated TEE are allowed by default.
 pub const DEVNET_CHAIN_ID: u64 = 31337;
@@ -214,6 +215,122 @@ pub struct InferenceConfig {
     pub max_running: usize,
     /// Most requests that wait.
     pub max_waiting: usize,
+    /// Whether weights are rounded when they are loaded; `None` = they are used as they are in the files.
+    pub quantize: Option<Quantization>,
+    /// A server that computes instead of the built-in engine.
+    pub external: Option<ExternalConfig>,
+}
+
+/// How weights are rounded at load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Quantization {
+    /// 8-bit integers with one scale for 32 of them: half the memory of bf16, less to read for a token.
+    Int8,
+}
+
+impl std::str::FromStr for Quantization {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "int8" => Ok(Self::Int8),
+            _ => Err("weights can be rounded to int8".into()),
+        }
+    }
+}
+
+/// A vLLM or SGLang server that computes for this provider.
+#[derive(Clone)]
+pub struct ExternalConfig {
+    /// Its address, without a path.
+    pub url: String,
+    /// Which of the two it is.
+    pub kind: ExternalKind,
+    /// Name under which it serves the base model; `None` = the name of the served model.
+    pub model: Option<String>,
+    /// Folder in memory (tmpfs) that the server reads adapters from, under the same path.
+    pub adapter_dir: PathBuf,
+    /// Most adapters on the server at once; at most what it was started with.
+    pub max_adapters: usize,
+    /// Key that it asks for.
+    pub api_key: Option<Zeroizing<String>>,
+    /// Longest time for loading an adapter and for one reference answer.
+    pub load_timeout: Duration,
+    /// Longest time for an answer.
+    pub answer_timeout: Duration,
+    /// Longest silence within an answer.
+    pub stall_timeout: Duration,
+}
+
+impl fmt::Debug for ExternalConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ExternalConfig")
+            .field("url", &self.url)
+            .field("kind", &self.kind)
+            .field("adapter_dir", &self.adapter_dir)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ExternalConfig {
+    fn check(&self) -> Result<(), ConfigError> {
+        let refuse = |key, problem: &str| {
+            Err(ConfigError::Value {
+                key,
+                problem: problem.into(),
+            })
+        };
+        let rest = self
+            .url
+            .strip_prefix("http://")
+            .or_else(|| self.url.strip_prefix("https://"));
+        if rest.is_none_or(|rest| rest.is_empty() || rest.trim_end_matches('/').contains('/')) {
+            return refuse(
+                "inference.external.url",
+                "give the server's address without a path, for example http://127.0.0.1:8000",
+            );
+        }
+        if !self.adapter_dir.is_absolute() {
+            return refuse(
+                "inference.external.adapter_dir",
+                "give an absolute path that the server sees too",
+            );
+        }
+        if self.max_adapters == 0 {
+            return refuse(
+                "inference.external.max_adapters",
+                "at least one adapter has to fit",
+            );
+        }
+        Ok(())
+    }
+
+    /// A server with the default bounds.
+    #[must_use]
+    pub fn new(kind: ExternalKind, url: &str, adapter_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            url: url.to_owned(),
+            kind,
+            model: None,
+            adapter_dir: adapter_dir.into(),
+            max_adapters: 16,
+            api_key: None,
+            load_timeout: Duration::from_secs(60),
+            answer_timeout: Duration::from_secs(600),
+            stall_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Kinds of servers; they differ in routes and in how an adapter is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExternalKind {
+    /// vLLM with `--enable-lora` and `VLLM_ALLOW_RUNTIME_LORA_UPDATING=True`.
+    Vllm,
+    /// SGLang with `--enable-lora`.
+    Sglang,
 }
 
 /// Bounds.
@@ -318,6 +435,8 @@ impl InferenceConfig {
             max_adapter_disk_bytes: 100 << 30,
             max_running: 8,
             max_waiting: 64,
+            quantize: None,
+            external: None,
         }
     }
 }
@@ -455,6 +574,23 @@ impl Config {
                 "inference.model",
                 format!("there is no [[models]] entry named {}", inference.model),
             );
+        }
+        if let Some(external) = self
+            .inference
+            .as_ref()
+            .and_then(|inference| inference.external.as_ref())
+        {
+            external.check()?;
+            if self
+                .inference
+                .as_ref()
+                .is_some_and(|role| role.quantize.is_some())
+            {
+                return refuse(
+                    "inference.quantize",
+                    "leave it out with inference.external: the server rounds weights itself, if it is told to".into(),
+                );
+            }
         }
         if self
             .server
@@ -622,6 +758,22 @@ struct FileInference {
     max_adapter_disk_gib: Option<u64>,
     max_running: Option<usize>,
     max_waiting: Option<usize>,
+    quantize: Option<Quantization>,
+    external: Option<FileExternal>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileExternal {
+    kind: ExternalKind,
+    url: String,
+    adapter_dir: PathBuf,
+    model: Option<String>,
+    max_adapters: Option<usize>,
+    api_key_env: Option<String>,
+    load_timeout_s: Option<u64>,
+    answer_timeout_s: Option<u64>,
+    stall_timeout_s: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -749,7 +901,7 @@ impl FileChain {
                 ));
             }
         };
-        let text = zeroize::Zeroizing::new(text);
+        let text = Zeroizing::new(text);
         text.parse()
             .map_err(|error: zerog_protocol::secret::SecretKeyError| refuse(error.to_string()))
     }
@@ -957,7 +1109,35 @@ impl FileInference {
                 .saturating_mul(1 << 30),
             max_running: self.max_running.unwrap_or(default.max_running).max(1),
             max_waiting: self.max_waiting.unwrap_or(default.max_waiting),
+            quantize: self.quantize,
+            external: self.external.map(FileExternal::into_config).transpose()?,
             model: self.model,
+        })
+    }
+}
+
+impl FileExternal {
+    fn into_config(self) -> Result<ExternalConfig, ConfigError> {
+        let default = ExternalConfig::new(self.kind, &self.url, self.adapter_dir);
+        let api_key = match self.api_key_env {
+            Some(name) => {
+                let key = std::env::var(&name).map_err(|_| ConfigError::Value {
+                    key: "inference.external.api_key_env",
+                    problem: format!("the environment variable {name} is not set"),
+                })?;
+                Some(Zeroizing::new(key))
+            }
+            None => None,
+        };
+        let seconds = |own: Option<u64>, default| own.map_or(default, Duration::from_secs);
+        Ok(ExternalConfig {
+            model: self.model,
+            max_adapters: self.max_adapters.unwrap_or(default.max_adapters),
+            api_key,
+            load_timeout: seconds(self.load_timeout_s, default.load_timeout),
+            answer_timeout: seconds(self.answer_timeout_s, default.answer_timeout),
+            stall_timeout: seconds(self.stall_timeout_s, default.stall_timeout),
+            ..default
         })
     }
 }
@@ -1042,6 +1222,34 @@ mod tests {
         assert!(
             refused(&format!("{SMALLEST}\n[server]\npublic_url = \"http://a/\"")).contains("slash")
         );
+    }
+
+    #[test]
+    fn a_server_that_computes_is_named_with_its_folder() {
+        let with = |external: &str| {
+            let text = format!(
+                "{SMALLEST}\n[inference]\nmodel = \"mock-model\"\n[inference.external]\n{external}"
+            );
+            Config::check_text(&text)
+        };
+        with("kind = \"vllm\"\nurl = \"http://127.0.0.1:8000\"\nadapter_dir = \"/dev/shm/a\"")
+            .unwrap();
+        with("kind = \"sglang\"\nurl = \"http://127.0.0.1:8000/v1\"\nadapter_dir = \"/dev/shm/a\"")
+            .unwrap_err();
+        with("kind = \"vllm\"\nurl = \"http://127.0.0.1:8000\"\nadapter_dir = \"a\"").unwrap_err();
+        with("kind = \"other\"\nurl = \"http://127.0.0.1:8000\"\nadapter_dir = \"/a\"")
+            .unwrap_err();
+        let rounded = |section: &str| {
+            let text = format!(
+                "{SMALLEST}\n[inference]\nmodel = \"mock-model\"\nquantize = \"int8\"\n{section}"
+            );
+            Config::check_text(&text)
+        };
+        rounded("").unwrap();
+        let both =
+            "[inference.external]\nkind = \"vllm\"\nurl = \"http://a\"\nadapter_dir = \"/a\"";
+        let refused = rounded(both).unwrap_err().to_string();
+        assert!(refused.contains("inference.quantize"), "{refused}");
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::catalogue::{Catalogue, CatalogueError};
 use crate::config::{Config, ConfigError};
 use crate::http::limits::Limiter;
 use crate::identity::{Identity, IdentityError};
-use crate::inference_role::{EngineStartError, InferenceRole};
+use crate::inference_role::{Engine, EngineStartError, InferenceRole};
 use crate::outbox::{Outbox, OutboxError};
 use crate::store::{Store, StoreError};
 use crate::vault::{Vault, VaultError};
@@ -266,6 +266,7 @@ impl Provider {
         app.tracker.spawn(chain_watcher::run(Arc::clone(app)));
         if app.inference.is_some() {
             app.tracker.spawn(settle_forever(Arc::clone(app)));
+            app.tracker.spawn(watch_external(Arc::clone(app)));
             app.tracker
                 .spawn(crate::adapter_tiers::keep_within_quota(Arc::clone(app)));
         }
@@ -411,6 +412,21 @@ async fn register(app: &Arc<App>, url: &str) -> Result<(), StartError> {
             .await?;
     }
     Ok(())
+}
+
+/// Follows what an external engine has loaded; ends at once with the built-in one.
+async fn watch_external(app: Arc<App>) {
+    let Some(Engine::External(engine)) = app.inference.as_ref().map(|role| &role.engine) else {
+        return;
+    };
+    let forgotten = |lost: Vec<String>| async {
+        for id in lost {
+            if let Err(error) = app.apply_adapter(&id, &AdapterEvent::Offloaded, None).await {
+                tracing::warn!(adapter.id = id, %error, "an adapter's tier could not be stored");
+            }
+        }
+    };
+    engine.watch(&app.shutdown, forgotten).await;
 }
 
 async fn settle_forever(app: Arc<App>) {

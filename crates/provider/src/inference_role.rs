@@ -12,16 +12,18 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use zerog_chain::inference::{Account, Service};
 use zerog_chain::{ChainClient, ChainError};
-use zerog_inference::{EngineConfig, EngineHandle, engine};
+use zerog_inference::{AdapterPin, EngineConfig, EngineHandle, engine};
 use zerog_model::BaseModel;
 use zerog_protocol::FileKey;
 use zerog_protocol::ids::{adapter_name, canonical_adapter_name};
 use zerog_protocol::inference_api::ResponseSignature;
+use zerog_tokenization::Tokenizer;
 
 use crate::adapter_tiers::LastUses;
 use crate::app::App;
 use crate::catalogue::Catalogue;
-use crate::config::InferenceConfig;
+use crate::config::{InferenceConfig, Quantization};
+use crate::external::{ExternalEngine, ExternalPin};
 use crate::store::{AdapterRow, StoreError};
 use crate::vault::KeyUse;
 
@@ -49,9 +51,65 @@ pub enum EngineStartError {
     /// The configured model is not in the catalogue.
     #[error("the served model {0} is not configured")]
     Unknown(String),
+    /// The configured server cannot be used.
+    #[error("the external engine cannot be used: {0}")]
+    External(String),
     /// The engine thread cannot be started.
     #[error("the engine thread cannot be started: {0}")]
     Thread(#[from] std::io::Error),
+}
+
+/// What computes.
+pub(crate) enum Engine {
+    /// The engine of this program.
+    BuiltIn(EngineHandle),
+    /// A vLLM or SGLang server.
+    External(Box<ExternalEngine>),
+}
+
+/// Keeps an adapter where it computes while a request runs on it.
+#[derive(Debug)]
+pub(crate) enum Pin {
+    /// In memory of this program.
+    BuiltIn(#[allow(dead_code)] AdapterPin),
+    /// On the server.
+    External(#[allow(dead_code)] ExternalPin),
+}
+
+impl Engine {
+    /// Makes tokens as the served model does.
+    pub(crate) fn tokenizer(&self) -> &Arc<Tokenizer> {
+        match self {
+            Self::BuiltIn(engine) => engine.tokenizer(),
+            Self::External(engine) => engine.tokenizer(),
+        }
+    }
+
+    /// Whether an adapter can answer at once.
+    pub(crate) fn has_adapter(&self, id: &str) -> bool {
+        match self {
+            Self::BuiltIn(engine) => engine.has_adapter(id),
+            Self::External(engine) => engine.has_adapter(id),
+        }
+    }
+
+    /// Keeps a loaded adapter where it is; `None` when it is not loaded.
+    pub(crate) fn pin_adapter(&self, id: &str) -> Option<Pin> {
+        match self {
+            Self::BuiltIn(engine) => engine.pin_adapter(id).map(Pin::BuiltIn),
+            Self::External(engine) => engine.pin_adapter(id).map(Pin::External),
+        }
+    }
+
+    /// Takes an adapter out; requests that run on it finish.
+    pub(crate) async fn unload_adapter(&self, id: &str) {
+        match self {
+            Self::BuiltIn(engine) => {
+                engine.unload_adapter(id);
+            }
+            Self::External(engine) => engine.unload_adapter(id).await,
+        }
+    }
 }
 
 /// The role while it runs.
@@ -59,7 +117,7 @@ pub(crate) struct InferenceRole {
     /// As configured.
     pub config: InferenceConfig,
     /// The engine.
-    pub engine: EngineHandle,
+    pub engine: Engine,
     /// Names of the base model, the served one first.
     pub base_names: Vec<String>,
     /// SHA-256 of the base weights.
@@ -115,6 +173,10 @@ impl InferenceRole {
         let model = BaseModel::load(&folder).map_err(|error| failed(error.to_string()))?;
         let base_sha256 = model.sha256_hex();
         catalogue.set_weights_sha256(&folder, &base_sha256);
+        let model = match config.quantize {
+            Some(Quantization::Int8) => model.quantized(),
+            None => model,
+        };
         let tokenizer = entry
             .tokenizer()
             .map_err(|error| failed(error.to_string()))?;
@@ -126,7 +188,13 @@ impl InferenceRole {
         let max_tokens = entry
             .max_tokens
             .min(u32::try_from(sizes.max_context_tokens).unwrap_or(u32::MAX));
-        let engine = engine::start(model, tokenizer, sizes)?;
+        let engine = match &config.external {
+            Some(external) => Engine::External(Box::new(
+                ExternalEngine::open(external, &config.model, model, tokenizer)
+                    .map_err(EngineStartError::External)?,
+            )),
+            None => Engine::BuiltIn(engine::start(model, tokenizer, sizes)?),
+        };
         Ok(Self {
             base_names: catalogue.names_of_same_weights(&config.model),
             config,
@@ -149,8 +217,12 @@ impl InferenceRole {
             .ok()
             .and_then(|path| fingerprint(&path))
             .unwrap_or_default();
+        let rounding = match self.config.quantize {
+            Some(Quantization::Int8) => "/int8",
+            None => "",
+        };
         format!(
-            "{}/{program}/{}",
+            "{}/{program}/{}{rounding}",
             env!("CARGO_PKG_VERSION"),
             self.base_sha256
         )

@@ -32,6 +32,7 @@ mod chain_watcher;
 pub mod config;
 mod daemon;
 mod effects;
+mod external;
 mod http;
 mod identity;
 mod inference_role;

@@ -12,6 +12,8 @@ use zerog_inference::{
 use zerog_model::{BaseModel, ModelError};
 use zerog_tokenization::{Tokenizer, TokenizerError};
 
+use crate::config::Quantization;
+
 /// What is served.
 #[derive(Debug, Clone)]
 pub struct LocalOptions {
@@ -21,6 +23,8 @@ pub struct LocalOptions {
     pub name: Option<String>,
     /// Adapters: name and folder.
     pub adapters: Vec<(String, PathBuf)>,
+    /// Whether weights are rounded when they are loaded.
+    pub quantize: Option<Quantization>,
     /// Address to listen on; port 0 takes a free one.
     pub listen: SocketAddr,
     /// Most answers that are computed together.
@@ -92,12 +96,16 @@ impl LocalServer {
             .await
             .map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
-        let folder = options.model.clone();
+        let (folder, quantize) = (options.model.clone(), options.quantize);
         let loaded = tokio::task::spawn_blocking(move || {
             let model = BaseModel::load(&folder).map_err(|source| LocalError::Model {
                 folder: folder.clone(),
                 source,
             })?;
+            let model = match quantize {
+                Some(Quantization::Int8) => model.quantized(),
+                None => model,
+            };
             Ok::<_, LocalError>((model, Tokenizer::from_dir(&folder)?))
         })
         .await;

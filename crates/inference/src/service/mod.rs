@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::body::Bytes;
+use zerog_tokenization::Tokenizer;
 
 pub use frames::DONE;
 pub use streamed::{ReplyEvent, ReplyStream};
@@ -108,12 +109,15 @@ pub struct Started {
 ///
 /// # Errors
 /// [`ApiError`] when template or tokenizer refuse.
-pub async fn prepare(engine: &EngineHandle, request: CheckedRequest) -> Result<Prepared, ApiError> {
+pub async fn prepare(
+    tokenizer: &Arc<Tokenizer>,
+    request: CheckedRequest,
+) -> Result<Prepared, ApiError> {
     if text_bytes(&request.input) <= LONG_PROMPT_BYTES {
-        return prepare_here(engine, request);
+        return prepare_here(tokenizer, request);
     }
-    let engine = engine.clone();
-    let prepared = tokio::task::spawn_blocking(move || prepare_here(&engine, request)).await;
+    let tokenizer = Arc::clone(tokenizer);
+    let prepared = tokio::task::spawn_blocking(move || prepare_here(&tokenizer, request)).await;
     prepared.map_err(|_| EngineError::Computation {
         reason: "making tokens of the prompt panicked".into(),
     })?
@@ -123,8 +127,7 @@ pub async fn prepare(engine: &EngineHandle, request: CheckedRequest) -> Result<P
 ///
 /// # Errors
 /// As [`prepare`].
-pub fn prepare_here(engine: &EngineHandle, request: CheckedRequest) -> Result<Prepared, ApiError> {
-    let tokenizer = engine.tokenizer();
+pub fn prepare_here(tokenizer: &Tokenizer, request: CheckedRequest) -> Result<Prepared, ApiError> {
     if request.reads_tool_calls && !tokenizer.has_tool_calls() {
         return Err(ApiError::parameter(
             "tools",

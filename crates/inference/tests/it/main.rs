@@ -8,5 +8,6 @@ mod broken_adapters;
 mod engine;
 mod memory;
 mod parameters;
+mod quantized;
 mod routes;
 mod world;

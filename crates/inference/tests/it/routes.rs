@@ -193,7 +193,7 @@ async fn a_reader_who_leaves_stops_the_computation_and_can_be_billed() {
         id: "chatcmpl-1".into(),
         created_s: 5,
     };
-    let prepared = service::prepare_here(&engine, request).unwrap();
+    let prepared = service::prepare_here(engine.tokenizer(), request).unwrap();
     let started = prepared.start(&engine, target, id).unwrap();
     let mut stream = started.into_stream();
     let meter = stream.meter();
@@ -225,7 +225,7 @@ async fn the_last_item_of_a_stream_is_its_usage() {
         model: "ft-name".into(),
         ..Target::default()
     };
-    let prepared = service::prepare_here(&engine, request).unwrap();
+    let prepared = service::prepare_here(engine.tokenizer(), request).unwrap();
     let started = prepared
         .start(&engine, target, AnswerId::fresh(openai_api::Route::Chat))
         .unwrap();

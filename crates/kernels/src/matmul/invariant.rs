@@ -5,7 +5,7 @@
 //! `K` and are added in a fixed tree; tiles only decide how many elements are computed side by side.
 #![allow(unsafe_code)]
 
-use super::{Shape, Weight, Write, check};
+use super::{Int8Weight, Shape, Weight, Write, check};
 use crate::dispatch::has_avx2;
 use crate::shared::Disjoint;
 use half::bf16;
@@ -32,12 +32,13 @@ pub fn forward_batch_invariant(
 ) {
     check(shape, x.len(), weight.len(), y.len());
     match weight {
-        Weight::F32(weight) => run(shape, x, weight, y, write),
-        Weight::Bf16(weight) => run(shape, x, weight, y, write),
+        Weight::F32(weight) => run(shape, x, Plain(weight), y, write),
+        Weight::Bf16(weight) => run(shape, x, Plain(weight), y, write),
+        Weight::Int8(weight) => run(shape, x, weight, y, write),
     }
 }
 
-fn run<E: Element>(shape: Shape, x: &[f32], weight: &[E], y: &mut [f32], write: Write) {
+fn run<W: Rows>(shape: Shape, x: &[f32], weight: W, y: &mut [f32], write: Write) {
     let Shape {
         rows,
         outputs,
@@ -77,9 +78,9 @@ fn run<E: Element>(shape: Shape, x: &[f32], weight: &[E], y: &mut [f32], write: 
     }
 }
 
-struct Tile<'a, E> {
+struct Tile<'a, W> {
     x: &'a [f32],
-    weight: &'a [E],
+    weight: W,
     y: &'a Disjoint<'a, f32>,
     inputs: usize,
     outputs: usize,
@@ -87,7 +88,7 @@ struct Tile<'a, E> {
     wide: bool,
 }
 
-impl<E: Element> Tile<'_, E> {
+impl<W: Rows> Tile<'_, W> {
     /// Computes the elements `rows × outputs`, which no other thread computes.
     fn block(&self, rows: std::ops::Range<usize>, outputs: std::ops::Range<usize>) {
         let mut output = outputs.start;
@@ -127,21 +128,7 @@ impl<E: Element> Tile<'_, E> {
     #[inline]
     fn tile<const M: usize, const N: usize>(&self, row: usize, output: usize) -> usize {
         let x = &self.x[row * self.inputs..(row + M) * self.inputs];
-        let weight = &self.weight[output * self.inputs..(output + N) * self.inputs];
-        let sums: [[f32; N]; M];
-        #[cfg(target_arch = "x86_64")]
-        {
-            sums = if self.wide {
-                // SAFETY: `wide` is set only where the features of the kernel were detected.
-                unsafe { wide::tile::<E, M, N>(x, weight, self.inputs) }
-            } else {
-                portable_tile(x, weight, self.inputs)
-            };
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        {
-            sums = portable_tile(x, weight, self.inputs);
-        }
+        let sums: [[f32; N]; M] = self.weight.sums(x, output, self.inputs, self.wide);
         for (index, sums) in sums.iter().enumerate() {
             // SAFETY: each element of `y` belongs to exactly one tile, and tiles to one thread.
             let target = unsafe { self.y.slice((row + index) * self.outputs + output, N) };
@@ -153,9 +140,59 @@ impl<E: Element> Tile<'_, E> {
     }
 }
 
+/// A weight by its rows, one for each output.
+trait Rows: Copy + Send + Sync {
+    /// Sums of `M` rows of activations with the `N` rows of weights from `output` on. `wide` says that AVX2 and FMA were
+    /// detected.
+    fn sums<const M: usize, const N: usize>(
+        &self,
+        x: &[f32],
+        output: usize,
+        inputs: usize,
+        wide: bool,
+    ) -> [[f32; N]; M];
+}
+
+/// One number for each element.
+#[derive(Clone, Copy)]
+struct Plain<'a, E>(&'a [E]);
+
+impl<E: Element> Rows for Plain<'_, E> {
+    #[inline]
+    fn sums<const M: usize, const N: usize>(
+        &self,
+        x: &[f32],
+        output: usize,
+        inputs: usize,
+        wide: bool,
+    ) -> [[f32; N]; M] {
+        let weight = &self.0[output * inputs..(output + N) * inputs];
+        #[cfg(target_arch = "x86_64")]
+        if wide {
+            // SAFETY: `wide` is set only where the features of the kernel were detected.
+            return unsafe { wide::tile::<E, M, N>(x, weight, inputs) };
+        }
+        let _ = wide;
+        portable_tile(x, weight, inputs)
+    }
+}
+
+impl Rows for Int8Weight<'_> {
+    #[inline]
+    fn sums<const M: usize, const N: usize>(
+        &self,
+        x: &[f32],
+        output: usize,
+        _inputs: usize,
+        wide: bool,
+    ) -> [[f32; N]; M] {
+        self.tile(x, output, wide)
+    }
+}
+
 /// Adds the partial sums in the one order that all kernels use.
 #[inline(always)]
-fn tree(lanes: [f32; LANES]) -> f32 {
+pub(super) fn tree(lanes: [f32; LANES]) -> f32 {
     let [a, b, c, d, e, f, g, h] = lanes;
     ((a + e) + (c + g)) + ((b + f) + (d + h))
 }

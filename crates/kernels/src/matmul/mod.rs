@@ -5,10 +5,14 @@
 //! [`weight_gradient`] `dW = gᵀ·x`; [`forward_batch_invariant`] is the forward product for serving.
 
 pub mod bf16_product;
+pub mod int8;
 mod invariant;
+mod low_rank;
 mod single;
 
+pub use int8::Int8Weight;
 pub use invariant::forward_batch_invariant;
+pub use low_rank::add_low_rank;
 pub(crate) use single::{Matrix, multiply_block};
 
 use half::bf16;
@@ -21,6 +25,8 @@ pub enum Weight<'a> {
     F32(&'a [f32]),
     /// Brain floating point, widened exactly where it is used.
     Bf16(&'a [bf16]),
+    /// 8-bit integers with a scale for 32 of them, for serving.
+    Int8(Int8Weight<'a>),
 }
 
 impl Weight<'_> {
@@ -29,6 +35,7 @@ impl Weight<'_> {
         match self {
             Self::F32(values) => values.len(),
             Self::Bf16(values) => values.len(),
+            Self::Int8(values) => values.len(),
         }
     }
 
@@ -43,6 +50,7 @@ impl Weight<'_> {
         match self {
             Self::F32(values) => output.copy_from_slice(&values[range]),
             Self::Bf16(values) => widen(&values[range], output),
+            Self::Int8(values) => values.copy_row(index, output),
         }
     }
 }
@@ -127,6 +135,19 @@ fn widen_parallel(source: &[bf16], target: &mut [f32]) {
         .for_each(|(target, source)| widen(source, target));
 }
 
+/// Widens rows of `inputs` columns from `first` on, as many as `target` holds.
+fn widen_rows(weight: Weight<'_>, first: usize, inputs: usize, target: &mut [f32]) {
+    match weight {
+        Weight::Bf16(values) => {
+            widen_parallel(&values[first * inputs..][..target.len()], target);
+        }
+        other => target
+            .par_chunks_exact_mut(inputs.max(1))
+            .enumerate()
+            .for_each(|(index, row)| other.copy_row(first + index, inputs, row)),
+    }
+}
+
 fn check(shape: Shape, x: usize, weight: usize, y: usize) {
     assert_eq!(x, shape.rows * shape.inputs, "activations");
     assert_eq!(weight, shape.outputs * shape.inputs, "weight");
@@ -184,13 +205,13 @@ pub fn forward(
         {
             bf16_product::forward(shape, x, weight, y, write);
         }
-        Weight::Bf16(weight) => {
+        Weight::Bf16(_) | Weight::Int8(_) => {
             let step = (WIDENED_ELEMENTS / inputs.max(1)).clamp(1, outputs.max(1));
             with_widened(step * inputs, |widened| {
                 for first in (0..outputs).step_by(step) {
                     let count = step.min(outputs - first);
                     let widened = &mut widened[..count * inputs];
-                    widen_parallel(&weight[first * inputs..(first + count) * inputs], widened);
+                    widen_rows(weight, first, inputs, widened);
                     single::multiply_columns(
                         [rows, count, inputs],
                         Matrix::rows(x, inputs),
@@ -238,13 +259,13 @@ pub fn input_gradient(
         {
             bf16_product::input_gradient(shape, g, weight, dx, write);
         }
-        Weight::Bf16(weight) => {
+        Weight::Bf16(_) | Weight::Int8(_) => {
             let step = (WIDENED_ELEMENTS / inputs.max(1)).clamp(1, outputs.max(1));
             with_widened(step * inputs, |widened| {
                 for first in (0..outputs).step_by(step) {
                     let count = step.min(outputs - first);
                     let widened = &mut widened[..count * inputs];
-                    widen_parallel(&weight[first * inputs..(first + count) * inputs], widened);
+                    widen_rows(weight, first, inputs, widened);
                     single::multiply(
                         [rows, inputs, count],
                         Matrix {

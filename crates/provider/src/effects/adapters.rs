@@ -3,17 +3,21 @@
 use std::sync::Arc;
 
 use alloy_primitives::{Address, B256};
-use zerog_inference::{AdapterPackage, GenerateRequest, LoadError, PackageSource, Trust};
+use zerog_inference::{
+    AdapterPackage, EngineHandle, GenerateRequest, LoadError, PackageSource, Trust,
+};
 use zerog_lifecycle::AdapterEffectKind;
 use zerog_lifecycle::adapter::{AdapterEffectKey, AdapterEvent};
 use zerog_lifecycle::event::FailureReason;
 use zerog_protocol::ids::canonical_adapter_name;
 use zerog_protocol::sealed_archive::ArchiveError;
 use zerog_storage::Error as StorageError;
+use zeroize::Zeroizing;
 
 use super::EffectError;
 use crate::app::App;
-use crate::inference_role::{InferenceRole, adapter_id};
+use crate::external::{ExternalEngine, ExternalError};
+use crate::inference_role::{Engine, InferenceRole, adapter_id};
 use crate::store::{AdapterRow, NewAdapter, TaskRow};
 use crate::vault::{KeyUse, VaultError, open_to_memory, seal_to_file};
 
@@ -90,7 +94,7 @@ pub(crate) async fn run(
         AdapterEffectKind::LoadAdapter => load(app, &row, effect).await,
         AdapterEffectKind::UnloadAdapter => {
             if let Some(inference) = &app.inference {
-                inference.engine.unload_adapter(&row.id);
+                inference.engine.unload_adapter(&row.id).await;
             }
             Ok(AdapterEvent::Offloaded)
         }
@@ -170,6 +174,12 @@ async fn load(
     let zip = app
         .run_blocking(move || open_to_memory(&path, &key, None))
         .await?;
+    let engine = match &inference.engine {
+        Engine::BuiltIn(engine) => engine,
+        Engine::External(engine) => {
+            return load_external(app, inference, engine, row, zip, effect).await;
+        }
+    };
     let build = inference.build();
     let trust = if row.canary_build.as_deref() == Some(build.as_str()) {
         Trust::PassedBefore
@@ -178,8 +188,7 @@ async fn load(
             accepts_unrecorded: inference.config.accept_unrecorded_adapters,
         }
     };
-    let report = inference
-        .engine
+    let report = engine
         .load_package(&row.id, PackageSource::Zip(Box::new(zip)), trust)
         .await
         .map_err(|error| match error {
@@ -192,13 +201,41 @@ async fn load(
         app.apply_adapter(evicted, &AdapterEvent::Offloaded, None)
             .await?;
     }
-    probe(app, &row.id).await?;
+    probe(engine, &row.id).await?;
     app.store.set_canary_build(&row.id, &build).await?;
     tracing::info!(
         adapter.name = row.name,
         adapter.bytes = report.bytes,
         "adapter loaded"
     );
+    Ok(AdapterEvent::Loaded { effect })
+}
+
+/// Loads an adapter onto the configured server, which checks its reference answers every time: what the server is, and
+/// whether it was started anew with other weights, is not known here.
+async fn load_external(
+    app: &App,
+    inference: &InferenceRole,
+    engine: &ExternalEngine,
+    row: &AdapterRow,
+    zip: Zeroizing<Vec<u8>>,
+    effect: AdapterEffectKey,
+) -> Result<AdapterEvent, EffectError> {
+    let evicted = engine
+        .load(&row.id, zip, inference.config.accept_unrecorded_adapters)
+        .await
+        .map_err(|error| match error.is_passing() {
+            true => EffectError::retry(FailureReason::Internal, error),
+            false => EffectError::permanent(FailureReason::DatasetInvalid, error),
+        })?;
+    for id in &evicted {
+        app.apply_adapter(id, &AdapterEvent::Offloaded, None)
+            .await?;
+    }
+    app.store
+        .set_canary_build(&row.id, &inference.build())
+        .await?;
+    tracing::info!(adapter.name = row.name, "adapter loaded onto the server");
     Ok(AdapterEvent::Loaded { effect })
 }
 
@@ -236,9 +273,25 @@ pub(crate) async fn reload(app: &Arc<App>, inference: &InferenceRole, row: &Adap
             return Reload::NeedsLoading;
         }
     };
+    let engine = match &inference.engine {
+        Engine::BuiltIn(engine) => engine,
+        Engine::External(engine) => {
+            let accepts = inference.config.accept_unrecorded_adapters;
+            return match engine.load(&row.id, zip, accepts).await {
+                Ok(evicted) => {
+                    record_tiers(app, row.id.clone(), evicted);
+                    Reload::Loaded
+                }
+                Err(ExternalError::NoRoom(_) | ExternalError::Busy) => Reload::NoRoom,
+                Err(error) => {
+                    tracing::warn!(adapter.name = row.name, %error, "an adapter could not be loaded again");
+                    Reload::NeedsLoading
+                }
+            };
+        }
+    };
     let source = PackageSource::Zip(Box::new(zip));
-    let loaded = inference
-        .engine
+    let loaded = engine
         .load_package(&row.id, source, Trust::PassedBefore)
         .await;
     match loaded {
@@ -271,10 +324,7 @@ fn record_tiers(app: &Arc<App>, resumed: String, evicted: Vec<String>) {
 }
 
 /// One token through the adapter: it counts as served only when it answers.
-async fn probe(app: &App, id: &str) -> Result<(), EffectError> {
-    let Some(inference) = &app.inference else {
-        return Ok(());
-    };
+async fn probe(engine: &EngineHandle, id: &str) -> Result<(), EffectError> {
     let mut request = GenerateRequest::greedy(vec![0], 1);
     request.adapter = Some(id.to_owned());
     let failed = |error| {
@@ -283,8 +333,7 @@ async fn probe(app: &App, id: &str) -> Result<(), EffectError> {
             format!("the adapter does not answer: {error}"),
         )
     };
-    inference
-        .engine
+    engine
         .generate(request)
         .map_err(failed)?
         .collect()

@@ -378,7 +378,7 @@ pub(crate) async fn evict(
         .adapter_named(&request.adapter_name)
         .await?
         .ok_or_else(|| unknown(&request.adapter_name))?;
-    role.engine.unload_adapter(&row.id);
+    role.engine.unload_adapter(&row.id).await;
     app.apply_adapter(&row.id, &AdapterEvent::Offloaded, None)
         .await?;
     if request.purge

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use zerog_inference::openai_api::{Route, parse_chat, parse_completion};
 use zerog_inference::router::set_stream_headers;
 use zerog_inference::service;
-use zerog_inference::{AdapterPin, AnswerId, Prepared, ReplyEvent, Started, Target, Usage};
+use zerog_inference::{AnswerId, Prepared, ReplyEvent, Started, Target, Usage};
 use zerog_lifecycle::adapter::AdapterEvent;
 use zerog_protocol::adapter::AdapterState;
 use zerog_protocol::amount::format_0g;
@@ -27,11 +27,11 @@ use zerog_protocol::signing::{response_text, sha256, sign_response_text};
 
 use super::error::ApiError;
 use super::limits::Slot;
-use super::{adapters, attestation, auth, models};
+use super::{adapters, attestation, auth, external_chat, models};
 use crate::app::App;
 use crate::billing::{self, MINIMUM_RESERVE};
 use crate::effects::{Reload, reload};
-use crate::inference_role::InferenceRole;
+use crate::inference_role::{Engine, InferenceRole, Pin};
 use crate::store::{AdapterRow, NewUsage};
 
 /// Tokens that are reserved for an answer without a limit.
@@ -127,10 +127,10 @@ async fn respond(
         Route::Completion => parse_completion(&body),
     }?;
     // The pin keeps the adapter in memory until the engine has the request.
-    let (target, _pin) = resolve(app, role, user, &request.model).await?;
+    let (target, pin) = resolve(app, role, user, &request.model).await?;
     let request_hash = sha256(&body);
     let id = uuid::Uuid::new_v4().to_string();
-    let prepared = service::prepare(&role.engine, request).await?;
+    let prepared = service::prepare(role.engine.tokenizer(), request).await?;
     reserve(app, role, user, &prepared, &id, request_hash).await?;
     let meta = Answered {
         app: Arc::clone(app),
@@ -138,17 +138,25 @@ async fn respond(
         request_hash,
         model: target.model.clone(),
     };
-    let started = match prepared.start(&role.engine, target, AnswerId::fresh(route)) {
-        Ok(started) => started,
-        Err(error) => {
-            app.store.release_usage(&meta.id).await?;
-            return Err(error.into());
+    let id = AnswerId::fresh(route);
+    let mut response = match &role.engine {
+        Engine::BuiltIn(engine) => match prepared.start(engine, target, id) {
+            Ok(started) if started.wants_stream() => stream(meta, started, slot),
+            Ok(started) => whole(meta, started, slot).await?,
+            Err(error) => {
+                app.store.release_usage(&meta.id).await?;
+                return Err(error.into());
+            }
+        },
+        Engine::External(engine) => {
+            let asked = external_chat::Asked {
+                body,
+                prepared,
+                target,
+                id: id.id,
+            };
+            external_chat::answer(engine, meta, asked, (slot, pin)).await?
         }
-    };
-    let mut response = if started.wants_stream() {
-        stream(meta, started, slot)
-    } else {
-        whole(meta, started, slot).await?
     };
     let provider = HeaderValue::from_str(&app.provider.to_string()).map_err(ApiError::internal)?;
     response.headers_mut().insert("provider", provider);
@@ -156,8 +164,8 @@ async fn respond(
 }
 
 /// What is known of an answer besides its bytes.
-struct Answered {
-    app: Arc<App>,
+pub(super) struct Answered {
+    pub(super) app: Arc<App>,
     /// Id of the bill and of the signature.
     id: String,
     request_hash: [u8; 32],
@@ -165,14 +173,14 @@ struct Answered {
 }
 
 impl Answered {
-    fn headers(&self, response: &mut Response) {
+    pub(super) fn headers(&self, response: &mut Response) {
         if let Ok(value) = HeaderValue::from_str(&self.id) {
             response.headers_mut().insert("zg-res-key", value);
         }
     }
 
     /// Signs both hashes and remembers the signature under the key and the completion's id.
-    fn sign(&self, completion_id: &str, response_hash: [u8; 32]) {
+    pub(super) fn sign(&self, completion_id: &str, response_hash: [u8; 32]) {
         let Some(role) = &self.app.inference else {
             return;
         };
@@ -190,7 +198,7 @@ impl Answered {
         role.remember_signature(&[&self.id, completion_id], &signature);
     }
 
-    async fn bill(&self, usage: &Usage) {
+    pub(super) async fn bill(&self, usage: &Usage) {
         let Some(role) = &self.app.inference else {
             return;
         };
@@ -211,7 +219,7 @@ impl Answered {
         }
     }
 
-    async fn release(&self) {
+    pub(super) async fn release(&self) {
         if let Err(error) = self.app.store.release_usage(&self.id).await {
             tracing::error!(usage.id = self.id, %error, "a reservation could not be given back");
         }
@@ -293,7 +301,7 @@ async fn resolve(
     role: &InferenceRole,
     user: Address,
     model: &str,
-) -> Result<(Target, Option<AdapterPin>), ApiError> {
+) -> Result<(Target, Option<Pin>), ApiError> {
     if role.is_base(model) {
         let name = if model.is_empty() {
             role.config.model.clone()
@@ -332,7 +340,7 @@ async fn wait_until_active(
     role: &InferenceRole,
     first: AdapterRow,
     model: &str,
-) -> Result<AdapterPin, ApiError> {
+) -> Result<Pin, ApiError> {
     let mut changes = role.changes();
     let deadline = tokio::time::Instant::now() + role.config.load_wait;
     let mut row = first;

@@ -11,6 +11,7 @@ use zerog_protocol::task::TaskState;
 
 use super::error::ApiError;
 use crate::app::App;
+use crate::inference_role::Engine;
 
 /// `GET /health`: 200 when the database and the chain answer, else 503.
 pub(crate) async fn health(State(app): State<Arc<App>>) -> Response {
@@ -54,16 +55,24 @@ pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Api
         writeln!(text, "zerog_tasks{{state=\"{state}\"}} {count}").map_err(ApiError::internal)?;
     }
     if let Some(inference) = &app.inference {
-        let stats = inference.engine.stats();
-        let rows = [
-            ("zerog_engine_running", stats.running as u64),
-            ("zerog_engine_waiting", stats.waiting as u64),
-            (
-                "zerog_engine_generated_tokens_total",
-                stats.generated_tokens,
-            ),
-            ("zerog_engine_prompt_tokens_total", stats.prompt_tokens),
-        ];
+        let rows = match &inference.engine {
+            Engine::BuiltIn(engine) => {
+                let stats = engine.stats();
+                vec![
+                    ("zerog_engine_running", stats.running as u64),
+                    ("zerog_engine_waiting", stats.waiting as u64),
+                    (
+                        "zerog_engine_generated_tokens_total",
+                        stats.generated_tokens,
+                    ),
+                    ("zerog_engine_prompt_tokens_total", stats.prompt_tokens),
+                ]
+            }
+            // The server has numbers of its own.
+            Engine::External(engine) => {
+                vec![("zerog_engine_adapters_in_use", engine.running() as u64)]
+            }
+        };
         for (name, value) in rows {
             writeln!(text, "{name} {value}").map_err(ApiError::internal)?;
         }

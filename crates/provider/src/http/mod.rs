@@ -8,6 +8,7 @@ mod datasets;
 mod deliveries;
 mod error;
 mod events;
+mod external_chat;
 mod health;
 pub(crate) mod limits;
 mod models;
@@ -28,7 +29,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{Any, CorsLayer};
 use zerog_protocol::limits::{MAX_CHAT_BODY_BYTES, MAX_JSON_BODY_BYTES};
 
-use self::error::ApiError;
+pub(crate) use self::error::ApiError;
 use crate::app::App;
 
 /// Headers that browsers may read.

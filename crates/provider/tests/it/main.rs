@@ -5,6 +5,8 @@
 
 mod abuse;
 mod events;
+mod external;
+mod external_server;
 mod http;
 mod methods;
 mod recovery;

@@ -108,7 +108,7 @@ pub(crate) async fn open_delivery(
         .collect()
 }
 
-async fn wait_adapter(user: &User, name: &str, state: AdapterState) -> Value {
+pub(crate) async fn wait_adapter(user: &User, name: &str, state: AdapterState) -> Value {
     let started = Instant::now();
     loop {
         let answer = user.get_signed(&format!("/v1/lora/adapters/{name}")).await;
