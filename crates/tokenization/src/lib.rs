@@ -20,6 +20,7 @@ mod chat_template;
 mod count;
 mod dataset;
 mod examples;
+mod inspect;
 mod token_table;
 mod tokenizer;
 
@@ -33,5 +34,6 @@ pub use examples::{
     Example, ExampleError, RenderOptions, RenderReport, RenderedDataset, render_example,
     render_examples,
 };
+pub use inspect::{Finding, Inspection, MAX_FINDINGS, Severity, inspect};
 pub use token_table::TokenTable;
 pub use tokenizer::{IncrementalDecoder, Tokenizer, TokenizerError};

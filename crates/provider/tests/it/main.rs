@@ -6,6 +6,7 @@
 mod abuse;
 mod events;
 mod http;
+mod quotes;
 mod recovery;
 mod settlement;
 mod store;
