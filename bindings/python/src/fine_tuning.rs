@@ -350,6 +350,59 @@ impl FineTuning {
         })
     }
 
+    #[pyo3(signature = (provider, model, path, training_params, waiter=None))]
+    fn quote(
+        &self,
+        py: Python<'_>,
+        provider: String,
+        model: String,
+        path: PathBuf,
+        training_params: String,
+        waiter: Waiter,
+    ) -> Answer {
+        let fine_tuning = self.0.clone();
+        Call::new(waiter).run(py, async move {
+            let provider = provider_address(&provider)?;
+            fine_tuning
+                .quote(provider, &model, &path, &training_params)
+                .await
+        })
+    }
+
+    #[pyo3(signature = (provider, model, dataset_hash, training_params, waiter=None))]
+    fn quote_uploaded(
+        &self,
+        py: Python<'_>,
+        provider: String,
+        model: String,
+        dataset_hash: String,
+        training_params: String,
+        waiter: Waiter,
+    ) -> Answer {
+        let fine_tuning = self.0.clone();
+        Call::new(waiter).run(py, async move {
+            let provider = provider_address(&provider)?;
+            fine_tuning
+                .quote_uploaded(provider, &model, &dataset_hash, &training_params)
+                .await
+        })
+    }
+
+    #[pyo3(signature = (provider, dataset_hash, waiter=None))]
+    fn delete_dataset(
+        &self,
+        py: Python<'_>,
+        provider: String,
+        dataset_hash: String,
+        waiter: Waiter,
+    ) -> Answer {
+        let fine_tuning = self.0.clone();
+        Call::new(waiter).run(py, async move {
+            let provider = provider_address(&provider)?;
+            fine_tuning.delete_dataset(provider, &dataset_hash).await
+        })
+    }
+
     #[pyo3(signature = (provider, model, dataset_hash, training_params, queue, max_fee, waiter=None))]
     #[allow(clippy::too_many_arguments, reason = "they are the task's fields")]
     fn create_task(

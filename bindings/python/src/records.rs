@@ -8,10 +8,11 @@ use zerog_sdk::inference::lora::ChatAnswer;
 use zerog_sdk::inference::session::{ApiKey, Funding, RequestHeaders, ServiceMetadata};
 use zerog_sdk::inference::verify::ResponseProof;
 use zerog_sdk::{
-    AcknowledgedModel, AdapterView, Check, DatasetReport, Deliverable, DeployResponse,
-    DownloadMethod, FeeBreakdown, FeeQuote, FineTuningAccount, FineTuningService, InferenceAccount,
-    InferenceService, LedgerAccount, ListedModel, ModelView, Progress, Quota, Receipt, Task,
-    TokenCalculation, TrainingProgress, UploadResult, VerificationReport, VerificationStep,
+    AcknowledgedModel, AdapterView, Check, DatasetFinding, DatasetReport, Deliverable,
+    DeployResponse, DownloadMethod, FeeBreakdown, FeeQuote, FineTuningAccount, FineTuningService,
+    InferenceAccount, InferenceService, LedgerAccount, ListedModel, ModelView, Progress, Quota,
+    Quote, Receipt, SignedQuote, Task, TokenCalculation, TrainingProgress, UploadResult,
+    VerificationReport, VerificationStep,
 };
 
 use crate::convert::{Binary, ToPython, record};
@@ -64,6 +65,12 @@ record!(TokenCalculation, this:
 record!(FeeQuote, this:
     calculation, billed_tokens, total_steps, price_per_token, price_coefficient, training_fee, storage_fee, total,
     is_estimate);
+
+record!(DatasetFinding, this: line, severity, message);
+record!(SignedQuote, this: quote, signature);
+record!(Quote, this:
+    provider, model, dataset_hash, fee, queue_position, estimated_start_s, estimated_duration_s, findings, more_findings,
+    signed, signer);
 
 record!(FeeBreakdown, this:
     billed_tokens, price_per_token, price_coefficient, training_fee, storage_fee, total);
@@ -118,7 +125,7 @@ record!(Check, this:
     status = format!("{:?}", this.status).to_lowercase());
 record!(VerificationReport, this:
     provider, is_valid, quote_available, signer_match, compose_hash_match, docker_images, tee_signer, expected_signer,
-    errors, checks, report_path, steps,
+    errors, checks, nonce, report_path, verdict_path, summary_path, steps,
     level = this.level.to_string(),
     assurance = format!("{:?}", this.assurance).to_lowercase());
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import pathlib
@@ -18,6 +19,7 @@ from zerog_py_sdk import (
     ContractError,
     FileError,
     InsufficientBalanceError,
+    Progress,
     ServiceNotFoundError,
     ValidationError,
     ZGServingBroker,
@@ -167,6 +169,49 @@ def test_tokens_are_counted_as_they_are_priced(
     assert quote.training_fee == quote.billed_tokens * quote.price_per_token * quote.price_coefficient
 
 
+def test_quotes_are_counted_here_or_signed_by_the_enclave(
+    network: Network, broker: ZGServingBroker, inputs: tuple[str, str], tmp_path: pathlib.Path
+) -> None:
+    manager = broker.fine_tuning
+    counted = manager.quote(network.provider, MODEL, inputs[1], dataset_path=inputs[0])
+    assert counted.fee == manager.quote_fee(network.provider, MODEL, *inputs)
+    assert counted.signed is None and counted.dataset_hash is None
+    uploaded = manager.upload_dataset_to_tee(network.provider, inputs[0])["datasetHash"]
+    signed = manager.quote(network.provider, MODEL, inputs[1], dataset_hash=uploaded)
+    assert counted.fee and signed.fee and signed.fee.total == counted.fee.total
+    assert signed.signed and signed.signer == manager.get_service(network.provider).tee_signer_address
+    assert manager.delete_dataset(network.provider, uploaded)
+    with pytest.raises(ContractError):
+        manager.delete_dataset(network.provider, uploaded)
+    with pytest.raises(ContractError):
+        manager.quote(network.provider, MODEL, inputs[1], dataset_hash=uploaded)
+    with pytest.raises(ValueError, match="dataset_path"):
+        manager.quote(network.provider, MODEL, inputs[1])
+
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"prompt": "a", "completion": "b"}\n{oops}\n{"prompt": "a"}\n', encoding="utf-8")
+    refused = manager.quote(network.provider, MODEL, inputs[1], dataset_path=bad)
+    assert refused.fee is None
+    assert [(finding.line, finding.severity) for finding in refused.findings] == [(2, "error"), (3, "error")]
+
+
+def test_a_task_funds_itself_up_to_its_quote(network: Network, inputs: tuple[str, str]) -> None:
+    made = create_broker(private_key=network.take_key(), network="devnet")
+    manager = made.fine_tuning
+    uploaded = manager.upload_dataset_to_tee(network.provider, inputs[0])["datasetHash"]
+    create = functools.partial(manager.create_task, network.provider, MODEL, uploaded, inputs[1], queue=True)
+    with pytest.raises(ContractError):
+        create()
+    with pytest.raises(ContractError):
+        create(auto_fund=True, max_fee=1)
+    news: list[Progress] = []
+    task = create(auto_fund=True, on_progress=news.append)
+    assert [event.service for event in news if event.event == "funded"] == ["fine-tuning"]
+    account = manager.get_account(network.provider)
+    assert account.acknowledged and account.balance > 0
+    manager.cancel_task(network.provider, task)
+
+
 def test_verification_says_that_the_enclave_is_simulated(
     network: Network, broker: ZGServingBroker, tmp_path: pathlib.Path
 ) -> None:
@@ -174,6 +219,9 @@ def test_verification_says_that_the_enclave_is_simulated(
     report = broker.fine_tuning.verify_service(network.provider, str(tmp_path / "audit"), lines.append)
     assert report.get("is_valid") is False and report["assurance"] == "simulated" and report.signer_match
     assert (tmp_path / "audit/fine_tuning_attestation_report.json").is_file()
+    verdict = json.loads((tmp_path / "audit/verdict.json").read_text(encoding="utf-8"))
+    assert verdict["verdict"]["level"] == "SIMULATED" and verdict["nonce"] == report["nonce"]
+    assert "SIMULATED" in (tmp_path / "audit/report.md").read_text(encoding="utf-8")
     assert any("SIMULATED" in line for line in lines)
     quote = broker.fine_tuning.get_quote(network.provider)
     assert quote.signing_address.lower() == report.tee_signer.lower() == report.expected_signer.lower()

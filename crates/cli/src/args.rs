@@ -22,6 +22,9 @@ pub(crate) struct Global {
     /// Print the result as JSON; progress goes to standard error as JSON lines.
     #[arg(long, global = true)]
     pub(crate) json: bool,
+    /// Send nothing: say what would be sent and what it would cost. Only for commands that spend.
+    #[arg(long, global = true)]
+    pub(crate) dry_run: bool,
     /// Answer every question with yes.
     #[arg(long, short = 'y', global = true)]
     pub(crate) yes: bool,
@@ -117,6 +120,18 @@ pub(crate) enum Command {
     /// Store files on the storage network and fetch them.
     #[command(subcommand)]
     Storage(Storage),
+    /// Check key, network, money, providers and storage, and say what to fix.
+    Doctor {
+        /// Check this provider; default: every provider with a sub-account, else the listed ones.
+        #[arg(long, value_name = "ADDRESS")]
+        provider: Option<Address>,
+    },
+    /// Write the manual pages of every command.
+    ManPages {
+        /// Folder for the pages; it is made if there is none.
+        #[arg(long, value_name = "DIR", default_value = ".")]
+        output_dir: PathBuf,
+    },
     /// Print a completion script for a shell.
     Completion {
         /// The shell.
@@ -136,6 +151,9 @@ pub(crate) struct Login {
     /// Read the key from standard input.
     #[arg(long)]
     pub(crate) key_stdin: bool,
+    /// Take key and network from the npm program's configuration; without FILE from ~/.0g-compute-cli/config.json.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, conflicts_with = "key_stdin")]
+    pub(crate) import: Option<Option<PathBuf>>,
     /// Save the key unencrypted, in a file that only this user can read.
     #[arg(long)]
     pub(crate) plaintext: bool,
@@ -270,6 +288,8 @@ pub(crate) enum FineTuning {
         #[arg(long, value_name = "FILE")]
         config_path: Option<PathBuf>,
     },
+    /// Say what a task would cost and when it could run, and what is wrong with its dataset, before anything is paid.
+    Quote(Quote),
     /// Create a training task.
     CreateTask(CreateTask),
     /// Show a task, by default the newest.
@@ -286,6 +306,8 @@ pub(crate) enum FineTuning {
         /// Print it as it grows.
         #[arg(long, short = 'f')]
         follow: bool,
+        #[command(flatten)]
+        curve: Curve,
     },
     /// Cancel a task before it is trained.
     CancelTask {
@@ -375,6 +397,51 @@ pub(crate) struct TaskArgs {
     pub(crate) task: Option<TaskId>,
 }
 
+/// What becomes of the losses in a log.
+#[derive(Debug, Args)]
+pub(crate) struct Curve {
+    /// Draw the losses in place of the log's text.
+    #[arg(long, conflicts_with = "follow")]
+    pub(crate) chart: bool,
+    /// Write step, loss, learning rate and epoch as CSV.
+    #[arg(long, value_name = "FILE", conflicts_with = "follow")]
+    pub(crate) csv: Option<PathBuf>,
+    /// Draw the losses into an SVG file.
+    #[arg(long, value_name = "FILE", conflicts_with = "follow")]
+    pub(crate) svg: Option<PathBuf>,
+    /// Write an event file for TensorBoard into this folder.
+    #[arg(long, value_name = "DIR", conflicts_with = "follow")]
+    pub(crate) tensorboard: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Quote {
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) provider: Address,
+    #[arg(long)]
+    pub(crate) model: String,
+    /// Training parameter file; default: every parameter's default.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config_path: Option<PathBuf>,
+    /// Dataset file; it is counted here and not sent, unless --upload is given.
+    #[arg(
+        long,
+        value_name = "FILE",
+        required_unless_present = "dataset",
+        conflicts_with = "dataset"
+    )]
+    pub(crate) dataset_path: Option<PathBuf>,
+    /// Hash of a dataset that is at the provider; the enclave counts it and signs the quote.
+    #[arg(long, value_name = "HASH")]
+    pub(crate) dataset: Option<B256>,
+    /// Seal and upload the dataset file first, for a quote that the enclave signs.
+    #[arg(long, requires = "dataset_path")]
+    pub(crate) upload: bool,
+    /// Keep the signed quote in this file, for create-task --quote.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct CreateTask {
     #[arg(long, value_name = "ADDRESS")]
@@ -402,6 +469,9 @@ pub(crate) struct CreateTask {
     /// Most 0G that the task may cost.
     #[arg(long, value_parser = amount, value_name = "0G")]
     pub(crate) max_fee: Option<U256>,
+    /// A signed quote that `quote --output` wrote; the task never costs more than it says.
+    #[arg(long, value_name = "FILE", conflicts_with = "max_fee")]
+    pub(crate) quote: Option<PathBuf>,
     /// Wait in line when other tasks are pending.
     #[arg(long, conflicts_with = "no_queue")]
     pub(crate) queue: bool,

@@ -444,3 +444,135 @@ fn an_interrupted_command_says_so() {
         "it did not wait for its own timeouts"
     );
 }
+
+/// A configuration as the npm program writes it.
+fn npm_config(home: &Home, key: &str) -> String {
+    let folder = home.path().join(".0g-compute-cli");
+    std::fs::create_dir_all(&folder).unwrap();
+    let config = serde_json::json!({
+        "privateKey": key,
+        "rpcEndpoint": "http://127.0.0.1:9",
+        "network": "testnet",
+        "lastUpdated": "2026-01-01T00:00:00.000Z",
+    });
+    let path = folder.join("config.json");
+    std::fs::write(&path, config.to_string()).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn the_npm_programs_key_and_network_are_imported_encrypted() {
+    let home = Home::new();
+    let path = npm_config(&home, KEY);
+    let mut import = home.command(&["login", "--import"]);
+    import
+        .env("HOME", home.path())
+        .env("ZG_KEYSTORE_PASSWORD", "a password");
+    let ended = Ended(import.output().unwrap()).is(0).says("in clear");
+    assert!(ended.stdout().contains(ADDRESS), "{}", ended.stdout());
+    let digits = KEY.trim_start_matches("0x");
+    for entry in std::fs::read_dir(home.path().join("profile")).unwrap() {
+        let file = entry.unwrap().path();
+        let text = std::fs::read_to_string(&file).unwrap();
+        assert!(!text.contains(digits), "{} holds the key", file.display());
+    }
+    let network = home.run(&["show-network", "--json"]).is(0).stdout();
+    let network: serde_json::Value = serde_json::from_str(&network).unwrap();
+    assert_eq!(network["name"], "testnet");
+    assert_eq!(network["rpc_url"], "http://127.0.0.1:9");
+
+    // A chosen network stays, also when the file is named.
+    let other = Home::on_devnet();
+    let mut import = other.command(&["login", "--import", &path, "--json"]);
+    import.env("ZG_KEYSTORE_PASSWORD", "a password");
+    let ended = Ended(import.output().unwrap()).is(0);
+    let value: serde_json::Value = serde_json::from_str(&ended.stdout()).unwrap();
+    assert_eq!(
+        (&value["encrypted"], &value["network"]),
+        (&true.into(), &().into())
+    );
+}
+
+#[test]
+fn a_bad_import_names_the_file_and_never_the_key() {
+    let home = Home::new();
+    let path = npm_config(&home, "0x12");
+    home.run(&["login", "--import", &path, "--plaintext"]).is(3);
+    std::fs::write(&path, format!("{{\"privateKey\": {KEY}}}")).unwrap();
+    let ended = home
+        .run(&["login", "--import", &path, "--plaintext"])
+        .is(2)
+        .says("config.json");
+    assert!(!ended.stderr().contains(&KEY[2..20]), "{}", ended.stderr());
+    std::fs::write(&path, "{}").unwrap();
+    home.run(&["login", "--import", &path, "--plaintext"])
+        .is(3)
+        .says("holds no key");
+    home.run(&["login", "--import", "/nonexistent.json"]).is(11);
+}
+
+#[test]
+fn the_doctor_names_what_is_missing_and_how_to_mend_it() {
+    let ended = Home::new().run(&["doctor"]).is(2);
+    let text = ended.stdout();
+    assert!(
+        text.contains("✗ network") && text.contains("setup-network"),
+        "{text}"
+    );
+    assert!(text.contains("✗ key") && text.contains("– rpc"), "{text}");
+
+    // The first failure gives the exit code: here the chain, since the key is there.
+    let home = Home::on_devnet();
+    let mut doctor = home.command(&["doctor", "--json"]);
+    doctor.env("ZG_PRIVATE_KEY", KEY);
+    let ended = Ended(doctor.output().unwrap()).is(7);
+    let report: serde_json::Value = serde_json::from_str(&ended.stdout()).unwrap();
+    let status = |name: &str| {
+        let checks = report["checks"].as_array().unwrap();
+        let check = checks.iter().find(|check| check["check"] == name).unwrap();
+        check["status"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(report["healthy"], false);
+    assert_eq!(
+        (status("network"), status("key")),
+        ("ok".into(), "ok".into())
+    );
+    assert_eq!(
+        (status("rpc"), status("storage")),
+        ("failed".into(), "skipped".into())
+    );
+    assert!(!ended.stdout().contains(&KEY[2..20]));
+}
+
+#[test]
+fn manual_pages_cover_every_command() {
+    let home = Home::new();
+    let folder = home.path().join("man");
+    home.run(&["man-pages", "--output-dir", folder.to_str().unwrap()])
+        .is(0);
+    let page = |name: &str| {
+        std::fs::read_to_string(folder.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+    };
+    assert!(page("0g-compute-cli.1").contains("Exit codes"));
+    let quote = page("0g-compute-cli-fine-tuning-quote.1");
+    assert!(
+        quote.contains(".TH") && quote.contains("dataset\\-path"),
+        "{quote}"
+    );
+    assert!(page("0g-compute-cli-storage-upload.1").contains("fragment\\-size"));
+}
+
+#[test]
+fn dry_runs_are_for_spending_alone_and_need_the_chain() {
+    let home = Home::on_devnet();
+    let run = |arguments: &[&str]| {
+        let mut command = home.command(arguments);
+        command.env("ZG_PRIVATE_KEY", KEY);
+        Ended(command.output().unwrap())
+    };
+    run(&["logout", "--dry-run"]).is(2).says("spends nothing");
+    run(&["ft", "list-providers", "--dry-run"])
+        .is(2)
+        .says("spends nothing");
+    run(&["deposit", "--amount", "1", "--dry-run"]).is(7);
+}

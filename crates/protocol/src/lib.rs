@@ -13,6 +13,7 @@ pub mod inference_api;
 pub mod limits;
 pub mod manifest;
 pub mod models;
+pub mod quote;
 pub mod seal;
 pub mod sealed_archive;
 pub mod secret;

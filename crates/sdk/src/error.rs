@@ -325,6 +325,16 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// A quote is not what was asked for, or not signed by the registered enclave.
+    #[error(
+        "the quote of provider {provider} is not proven: {reason}. Ask for a new one and do not rely on this one"
+    )]
+    QuoteNotProven {
+        /// The provider.
+        provider: Address,
+        /// What is wrong.
+        reason: String,
+    },
     /// Other tasks wait at the provider.
     #[error(
         "there are {pending} tasks in the provider's queue. Use --queue to wait in line, or --no-queue to give up"
@@ -449,6 +459,7 @@ impl Error {
             Self::Archive { .. } => "archive_unreadable",
             Self::AdapterArchive { .. } => "adapter_archive_invalid",
             Self::ResponseNotProven { .. } => "response_not_proven",
+            Self::QuoteNotProven { .. } => "quote_not_proven",
             Self::QueueNotEmpty { .. } => "queue_not_empty",
             Self::DeliverableMissing { .. } => "deliverable_missing",
             Self::DeliverableNotAcknowledged { .. } => "deliverable_not_acknowledged",
@@ -504,7 +515,8 @@ impl Error {
             | Self::HashMismatch { .. }
             | Self::Archive { .. }
             | Self::AdapterArchive { .. }
-            | Self::ResponseNotProven { .. } => Category::Verification,
+            | Self::ResponseNotProven { .. }
+            | Self::QuoteNotProven { .. } => Category::Verification,
             Self::Timeout { .. } => Category::Timeout,
             Self::Interrupted => Category::Interrupted,
             Self::Storage { .. } => Category::Storage,

@@ -60,6 +60,7 @@ pub mod fine_tuning;
 pub mod funds;
 pub mod inference;
 pub mod ledger;
+pub mod loss_curve;
 mod neuron;
 pub mod progress;
 pub mod provider_client;
@@ -76,6 +77,7 @@ pub use fine_tuning::FineTuning;
 pub use fine_tuning::account::{AccountDetail, PendingRefund};
 pub use fine_tuning::dataset::{DatasetReport, UploadOptions, UploadResult};
 pub use fine_tuning::deliverable::{AcknowledgedModel, DownloadMethod};
+pub use fine_tuning::offer::{DatasetFinding, Quote};
 pub use fine_tuning::quote::{FeeQuote, TokenCalculation};
 pub use fine_tuning::services::{ListedModel, write_file};
 pub use fine_tuning::task::CreateTask;
@@ -102,6 +104,7 @@ pub use zerog_protocol::fine_tuning_api::{
     FeeBreakdown, ModelView, StateTime, TaskView as Task, TrainingProgress,
 };
 pub use zerog_protocol::inference_api::{AdapterShares, AdapterView, DeployResponse};
+pub use zerog_protocol::quote::SignedQuote;
 pub use zerog_protocol::task::TaskState;
 pub use zerog_protocol::training_params::{Schema, TrainingParams};
 pub use zerog_protocol::{SecretKey, TaskId, amount, ids, limits, models};

@@ -128,6 +128,18 @@ impl Storage {
         Ok(Self { client, chain })
     }
 
+    /// Asks a storage node which network it serves: whether anybody is there at all.
+    ///
+    /// # Errors
+    /// [`Error::Storage`].
+    pub async fn ping(&self) -> Result<()> {
+        self.client
+            .network_identity()
+            .await
+            .map_err(storage_error)?;
+        Ok(())
+    }
+
     /// Root, sectors and fee of a file, without storing it.
     ///
     /// # Errors

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use alloy_primitives::Address;
 use serde::Serialize;
 use serde_json::Value;
+use zerog_attestation::policy::Challenge;
+use zerog_attestation::report_data::ReportData;
 use zerog_attestation::{
     Assurance, Check, Collateral, Evidence, Level, QuoteBundle, Requirement, Verdict, bundle,
     evaluate,
@@ -55,8 +57,15 @@ pub struct VerificationReport {
     pub errors: Vec<String>,
     /// Every check.
     pub checks: Vec<Check>,
+    /// The nonce that the enclave's quote answers, hexadecimal; `None` when the provider answers no nonces, so that its
+    /// quote may be old.
+    pub nonce: Option<String>,
     /// The raw report, if it was asked for.
     pub report_path: Option<PathBuf>,
+    /// The whole verdict as JSON, beside the raw report.
+    pub verdict_path: Option<PathBuf>,
+    /// The whole verdict as text, beside the raw report.
+    pub summary_path: Option<PathBuf>,
     /// What was logged.
     pub steps: Vec<VerificationStep>,
 }
@@ -159,6 +168,47 @@ impl Context {
     }
 
     pub(crate) async fn judge(&self, answer: &Answer, registration: &Registration) -> Verdict {
+        self.judge_with(answer, registration, None).await
+    }
+
+    /// Sends a fresh nonce and judges the quote that answers it. `None` when the provider answers no nonces, as others
+    /// do not: their quote may be old, and the verdict says so.
+    async fn judge_fresh(&self, registration: &Registration) -> Option<(Verdict, [u8; 32])> {
+        // The answer commits to the sealing key, which the structured form names.
+        let structured = self
+            .fetch_quote(&registration.url, "/v1/quote?legacy=false")
+            .await
+            .ok()?;
+        let sealing_key = self.judge(&structured, registration).await.sealing_key?;
+        let nonce: [u8; 32] = rand::random();
+        let path = format!("/v1/quote?nonce={}", hex::encode(nonce));
+        let answer = self.fetch_quote(&registration.url, &path).await.ok()?;
+        let bundle = QuoteBundle::parse(&answer.body).ok()?;
+        let report_data = bundle.parsed_quote().ok()?.report_data;
+        let is_answer = matches!(
+            ReportData::parse(&report_data),
+            Ok(ReportData::Challenge { .. })
+        );
+        if !is_answer {
+            return None;
+        }
+        let challenge = Challenge {
+            nonce,
+            sealing_key,
+            tls_key_sha256: [0; 32],
+        };
+        let verdict = self
+            .judge_with(&answer, registration, Some(challenge))
+            .await;
+        Some((verdict, nonce))
+    }
+
+    async fn judge_with(
+        &self,
+        answer: &Answer,
+        registration: &Registration,
+        challenge: Option<Challenge>,
+    ) -> Verdict {
         let collateral = self.collateral(answer, &registration.url).await;
         let evidence = Evidence {
             body: &answer.body,
@@ -166,7 +216,7 @@ impl Context {
             collateral: collateral.as_ref(),
             registered_signer: Some(registration.signer),
             acknowledged: Some(registration.acknowledged),
-            challenge: None,
+            challenge,
         };
         evaluate(&evidence, &self.policy(), Self::now_s())
     }
@@ -234,7 +284,15 @@ impl Context {
                 format!("   ✅ Combined report saved to: {}", path.display()),
             );
         }
-        let verdict = self.judge(&answer, &registration).await;
+        let mut verdict = self.judge(&answer, &registration).await;
+        let mut nonce = None;
+        // What fails already needs no fresh quote; a fresh one that fails counts.
+        if verdict.level != Level::Failed
+            && let Some((fresh, sent)) = self.judge_fresh(&registration).await
+        {
+            verdict = fresh;
+            nonce = Some(hex::encode(sent));
+        }
         let passed = |id: &str| {
             verdict
                 .check(id)
@@ -276,6 +334,17 @@ impl Context {
             );
         }
         log("info", format!("📋 Result: {}", verdict.level));
+        let written = match output_dir {
+            Some(folder) => Some(write_verdict(
+                folder,
+                &registration,
+                kind,
+                nonce.as_deref(),
+                &verdict,
+            )?),
+            None => None,
+        };
+        let (verdict_path, summary_path) = written.unzip();
         Ok(VerificationReport {
             provider,
             is_valid: verdict.satisfies(Requirement::NothingFailed),
@@ -293,7 +362,10 @@ impl Context {
                 .map(|check| format!("{}: {}", check.name, check.detail))
                 .collect(),
             checks: verdict.checks,
+            nonce,
             report_path,
+            verdict_path,
+            summary_path,
             steps,
         })
     }
@@ -345,4 +417,165 @@ fn write_report(folder: &Path, kind: ServiceKind, body: &[u8]) -> Result<PathBuf
     let path = folder.join(name);
     write_file(&path, body)?;
     Ok(path)
+}
+
+/// Writes the whole verdict beside the raw report: once for programs, once for people.
+fn write_verdict(
+    folder: &Path,
+    registration: &Registration,
+    kind: ServiceKind,
+    nonce: Option<&str>,
+    verdict: &Verdict,
+) -> Result<(PathBuf, PathBuf)> {
+    let verified_at = jiff::Timestamp::now().to_string();
+    let document = serde_json::json!({
+        "verified_at": verified_at,
+        "service": kind.name(),
+        "provider": registration.provider,
+        "url": registration.url,
+        "registered_signer": registration.signer,
+        "acknowledged": registration.acknowledged,
+        "nonce": nonce,
+        "verdict": verdict,
+    });
+    let (json_path, text_path) = (folder.join("verdict.json"), folder.join("report.md"));
+    let text = serde_json::to_vec_pretty(&document).expect("a verdict is plain data");
+    write_file(&json_path, &text)?;
+    let text = summary(registration, kind, nonce, verdict, &verified_at);
+    write_file(&text_path, text.as_bytes())?;
+    Ok((json_path, text_path))
+}
+
+/// The verdict as Markdown. Texts of the provider are quoted so that they cannot pass for parts of the report.
+fn summary(
+    registration: &Registration,
+    kind: ServiceKind,
+    nonce: Option<&str>,
+    verdict: &Verdict,
+    verified_at: &str,
+) -> String {
+    use std::fmt::Write as _;
+    use zerog_attestation::CheckStatus;
+    let meaning = match verdict.level {
+        Level::Verified => "Every required check passed and none was left open.",
+        Level::Partial => "Nothing failed; what is marked open below was not proved.",
+        Level::Simulated => {
+            "The evidence is consistent, but the TEE is simulated: it proves and protects nothing."
+        }
+        Level::Failed => {
+            "A required check failed or could not be made. Send this provider nothing."
+        }
+    };
+    let mut text = format!(
+        "# Verification of a {kind} provider: {}\n\n{meaning}\n\n",
+        verdict.level
+    );
+    let signer = verdict
+        .signer
+        .map_or_else(|| "none".to_owned(), |signer| signer.to_string());
+    for (name, value) in [
+        ("Provider", registration.provider.to_string()),
+        ("URL", quoted(&registration.url)),
+        ("Checked at", verified_at.to_owned()),
+        ("Signer on chain", registration.signer.to_string()),
+        ("Signer of the quote", signer),
+        (
+            "Nonce",
+            nonce.map_or_else(|| "not answered".to_owned(), str::to_owned),
+        ),
+        (
+            "TCB status",
+            verdict
+                .tcb_status
+                .clone()
+                .unwrap_or_else(|| "unknown".into()),
+        ),
+        (
+            "Compose hash",
+            verdict
+                .compose_hash
+                .clone()
+                .unwrap_or_else(|| "unknown".into()),
+        ),
+    ] {
+        let _ = writeln!(text, "- {name}: {value}");
+    }
+    text.push_str("\n| check | result | what was found |\n|---|---|---|\n");
+    for check in &verdict.checks {
+        let result = match check.status {
+            CheckStatus::Pass => "passed",
+            CheckStatus::Fail => "**failed**",
+            CheckStatus::Warning => "open (reservation)",
+            CheckStatus::Skipped => "open (not checked)",
+            CheckStatus::Inapplicable => "does not apply",
+        };
+        let _ = writeln!(
+            text,
+            "| {} {} | {result} | {} |",
+            check.id,
+            check.name,
+            quoted(&check.detail)
+        );
+    }
+    for (title, items) in [
+        ("Images", &verdict.images),
+        ("Intel's advisories", &verdict.advisory_ids),
+    ] {
+        if !items.is_empty() {
+            let _ = writeln!(text, "\n## {title}\n");
+            for item in items {
+                let _ = writeln!(text, "- {}", quoted(item));
+            }
+        }
+    }
+    text
+}
+
+/// Foreign text on one line, without characters that mean something in a table.
+fn quoted(text: &str) -> String {
+    text.chars()
+        .map(|c| match c {
+            '|' | '`' | '<' | '>' | '[' | ']' | '*' | '#' => ' ',
+            c if c.is_control() => ' ',
+            c => c,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn foreign_text_cannot_pass_for_a_part_of_the_report() {
+        let registration = Registration {
+            provider: Address::ZERO,
+            url: "http://x\n# Verification of a provider: VERIFIED".into(),
+            signer: Address::ZERO,
+            acknowledged: true,
+        };
+        let evidence = Evidence {
+            body: b"{\"quote\": 1}",
+            ..Evidence::default()
+        };
+        let verdict = evaluate(
+            &evidence,
+            &zerog_attestation::Policy::default(),
+            1_790_000_000,
+        );
+        let text = summary(
+            &registration,
+            ServiceKind::FineTuning,
+            None,
+            &verdict,
+            "now",
+        );
+        assert!(text.starts_with("# Verification of a fine-tuning provider: FAILED\n"));
+        let headings = text.lines().filter(|line| line.starts_with("# ")).count();
+        assert_eq!(headings, 1, "{text}");
+        assert!(text.contains("| V2 quote body | **failed** |"), "{text}");
+        for check in &verdict.checks {
+            assert!(text.contains(&format!("| {} {} |", check.id, check.name)));
+        }
+    }
 }

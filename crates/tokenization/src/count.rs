@@ -18,6 +18,16 @@ pub struct TokenCount {
     pub report: RenderReport,
 }
 
+impl TokenCount {
+    pub(crate) fn of(report: RenderReport) -> Self {
+        Self {
+            tokens: report.tokens,
+            examples: report.examples as u64,
+            report,
+        }
+    }
+}
+
 /// Counts a dataset without keeping its examples in memory.
 ///
 /// # Errors
@@ -37,12 +47,7 @@ where
             kept.push(sample.cost());
         }
     }
-    let report = renderer.finish(&kept)?.report;
-    Ok(TokenCount {
-        tokens: report.tokens,
-        examples: report.examples as u64,
-        report,
-    })
+    Ok(TokenCount::of(renderer.finish(&kept)?.report))
 }
 
 /// How many examples a run passes over, repetitions counted: all epochs, or fewer when

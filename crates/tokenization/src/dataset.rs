@@ -388,7 +388,24 @@ impl<R: BufRead> Dataset<R> {
         self.format
     }
 
-    fn next_record(&mut self) -> Result<Option<Record>, DatasetError> {
+    /// Whether the records behind one with this error can still be told apart.
+    pub(crate) fn can_go_on_after(&self, error: &DatasetError) -> bool {
+        match error {
+            DatasetError::Json { .. } => self.source.container == Some(Container::Lines),
+            DatasetError::NotAnObject { .. }
+            | DatasetError::UnknownFormat { .. }
+            | DatasetError::Mixed { .. }
+            | DatasetError::MissingField { .. }
+            | DatasetError::WrongType { .. }
+            | DatasetError::EmptyField { .. }
+            | DatasetError::UnknownRole { .. }
+            | DatasetError::NoAssistant { .. }
+            | DatasetError::TooManyMessages { .. } => true,
+            _ => false,
+        }
+    }
+
+    pub(crate) fn next_record(&mut self) -> Result<Option<Record>, DatasetError> {
         let Some(raw) = self.source.next_raw()? else {
             return match self.records {
                 0 => Err(DatasetError::Empty),

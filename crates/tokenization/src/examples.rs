@@ -6,6 +6,8 @@
 //! one after the other at the boundaries of the template, as they are when a prompt is
 //! encoded first and an answer follows.
 
+use std::hash::{Hash, Hasher};
+
 use crate::chat_template::ChatMessage;
 use crate::dataset::{DatasetError, Format, Record, RecordContent, SourcePosition};
 use crate::samples::{Objective, RenderOptions};
@@ -28,6 +30,11 @@ impl Example {
     /// How many tokens are learned.
     pub fn supervised_tokens(&self) -> usize {
         self.loss_mask.iter().filter(|learned| **learned).count()
+    }
+
+    /// Feeds what is trained, which is not where it stands.
+    pub(crate) fn hash_content(&self, hasher: &mut impl Hasher) {
+        (&self.token_ids, &self.loss_mask).hash(hasher);
     }
 
     /// The first `length` tokens.

@@ -20,6 +20,7 @@ mod chat_template;
 mod count;
 mod dataset;
 mod examples;
+mod inspect;
 mod samples;
 mod token_table;
 mod tokenizer;
@@ -31,6 +32,7 @@ pub use dataset::{
     MAX_RECORD_BYTES, MAX_RECORDS, Record, RecordContent, SourcePosition, check_dataset,
 };
 pub use examples::{Example, ExampleError, render_example};
+pub use inspect::{Finding, Inspection, MAX_FINDINGS, Severity, inspect};
 pub use samples::{
     LabelledText, MAXIMUM_LABELS, Objective, PreferencePair, RenderOptions, RenderReport,
     RenderedDataset, Sample, SampleCost, ValidationSplit, render_dataset,

@@ -272,6 +272,15 @@ impl<'a> Renderer<'a> {
         }
     }
 
+    /// What happened to the records so far.
+    pub(crate) fn report(&self) -> &RenderReport {
+        &self.report
+    }
+
+    pub(crate) fn max_seq_length(&self) -> usize {
+        self.options.max_seq_length
+    }
+
     /// The samples of the next record; none if nothing can be learned from it.
     pub(crate) fn render(&mut self, record: &Record) -> Result<Vec<Sample>, ExampleError> {
         self.report.records += 1;

@@ -133,7 +133,7 @@ def _build(operation: str, code: str, message: str, facts: Facts) -> errors.ZGSe
         )
     if code == "chain_unreachable":
         return errors.NetworkError(message, operation=operation)
-    if code in ("provider_answer_malformed", "response_not_proven"):
+    if code in ("provider_answer_malformed", "response_not_proven", "quote_not_proven"):
         return errors.InvalidResponseError(message, operation=operation)
     if code in ("hash_mismatch", "archive_unreadable", "adapter_archive_invalid"):
         return errors.ModelVerificationError(message, operation=operation)

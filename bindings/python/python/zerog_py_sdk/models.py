@@ -384,6 +384,43 @@ class FeeQuote(Record):
 
 
 @dataclass
+class DatasetFinding(Record):
+    """One thing to know about a dataset; ``severity`` is ``error`` or ``warning``, ``line`` counts from 1."""
+
+    severity: str
+    message: str
+    line: int | None = None
+
+
+@dataclass
+class SignedQuote(Record):
+    """The enclave's own words, and its signature over them."""
+
+    quote: str
+    signature: str
+
+
+@dataclass
+class Quote(Record):
+    """What a task will cost, when it could run, and what is to be said about its dataset.
+
+    ``fee`` is ``None`` when a finding is an error; ``signed`` and ``signer`` are set when the enclave made the quote.
+    """
+
+    provider: str
+    model: str
+    queue_position: int
+    dataset_hash: str | None = None
+    fee: FeeQuote | None = None
+    estimated_start_s: int | None = None
+    estimated_duration_s: int | None = None
+    findings: list[DatasetFinding] = field(default_factory=list)
+    more_findings: int = 0
+    signed: SignedQuote | None = None
+    signer: str | None = None
+
+
+@dataclass
 class Progress(Record):
     """News of an operation. ``event`` is ``step``, ``notice``, ``transfer``, ``task``, ``adapter`` or ``funded``; the
     other fields are set as far as the event has them."""

@@ -10,7 +10,7 @@ use zerog_sdk::{
     TrainingParams, UploadOptions, VerificationReport, ids, models, write_file,
 };
 
-use super::{task, walk};
+use super::{quote, task, walk};
 use crate::app::{App, Wallet};
 use crate::args::{AcknowledgeModel, AdapterArgs, Chat, DeployAdapter, FineTuning, Verify};
 use crate::exit_code::{Failure, OK, Outcome, SIMULATED, VERIFICATION};
@@ -90,10 +90,15 @@ pub(super) async fn run(app: &App, command: FineTuning) -> Outcome<u8> {
         } => {
             calculate_token(app, &model, &dataset_path, provider, config_path.as_deref()).await?;
         }
+        FineTuning::Quote(arguments) => return quote::run(app, &arguments).await,
         FineTuning::CreateTask(arguments) => task::create(app, &arguments).await?,
         FineTuning::GetTask(arguments) => task::get(app, &arguments).await?,
         FineTuning::ListTasks { provider } => task::list(app, provider).await?,
-        FineTuning::GetLog { task, follow } => task::log(app, &task, follow).await?,
+        FineTuning::GetLog {
+            task,
+            follow,
+            curve,
+        } => task::log(app, &task, follow, &curve).await?,
         FineTuning::CancelTask { provider, task } => task::cancel(app, provider, task).await?,
         FineTuning::AcknowledgeModel(arguments) => acknowledge_model(app, &arguments).await?,
         FineTuning::AcknowledgeDeliverable { provider, task_id } => {

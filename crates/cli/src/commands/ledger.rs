@@ -49,17 +49,17 @@ pub(super) fn done(app: &App, text: &str, receipt: &Receipt) {
 }
 
 /// A sub-account as it is shown.
-struct SubAccountView {
+pub(super) struct SubAccountView {
     service: ServiceKind,
     provider: Address,
     balance: U256,
-    pending_refund: U256,
-    acknowledged: bool,
+    pub(super) pending_refund: U256,
+    pub(super) acknowledged: bool,
     refunds: Vec<PendingRefund>,
 }
 
 impl SubAccountView {
-    fn available(&self) -> U256 {
+    pub(super) fn available(&self) -> U256 {
         self.balance.saturating_sub(self.pending_refund)
     }
 
@@ -125,7 +125,7 @@ pub(super) async fn get_account(app: &App) -> Outcome {
     Ok(())
 }
 
-async fn sub_account(
+pub(super) async fn sub_account(
     broker: &Broker,
     provider: Address,
     service: ServiceKind,
@@ -221,7 +221,11 @@ pub(super) async fn transfer_fund(app: &App, arguments: &TransferFund) -> Outcom
 }
 
 /// The service named by flag, else the provider's only one, else fine-tuning; says which when it had to choose.
-async fn which_service(app: &App, broker: &Broker, arguments: &SubAccount) -> Outcome<ServiceKind> {
+pub(super) async fn which_service(
+    app: &App,
+    broker: &Broker,
+    arguments: &SubAccount,
+) -> Outcome<ServiceKind> {
     if let Some(service) = arguments.service {
         return Ok(service);
     }

@@ -2,10 +2,14 @@
 
 mod auth;
 mod completion;
+mod doctor;
+mod dry_run;
 mod fine_tuning;
 mod inference;
 mod ledger;
+mod man_pages;
 mod network;
+mod quote;
 mod storage;
 mod task;
 mod walk;
@@ -16,10 +20,13 @@ use crate::exit_code::{OK, Outcome};
 
 /// Runs a command and returns its exit code.
 pub(crate) async fn run(app: &App, command: Command) -> Outcome<u8> {
+    if app.global.dry_run {
+        return dry_run::run(app, &command).await;
+    }
     match command {
         Command::SetupNetwork(arguments) => network::setup(app, &arguments).await?,
         Command::ShowNetwork => network::show(app).await?,
-        Command::Login(arguments) => auth::login(app, &arguments)?,
+        Command::Login(arguments) => auth::login(app, &arguments).await?,
         Command::Logout => auth::logout(app)?,
         Command::Deposit(amount) => ledger::deposit(app, amount.amount).await?,
         Command::AddAccount(amount) => ledger::add_account(app, amount.amount).await?,
@@ -31,6 +38,8 @@ pub(crate) async fn run(app: &App, command: Command) -> Outcome<u8> {
         Command::FineTuning(command) => return fine_tuning::run(app, command).await,
         Command::Inference(command) => return inference::run(app, command).await,
         Command::Storage(command) => storage::run(app, command).await?,
+        Command::Doctor { provider } => return doctor::run(app, provider).await,
+        Command::ManPages { output_dir } => man_pages::write(app, &output_dir)?,
         Command::Completion { shell } => completion::print(shell),
     }
     Ok(OK)

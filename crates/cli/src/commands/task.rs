@@ -3,17 +3,22 @@
 use std::path::Path;
 
 use serde_json::json;
+use zerog_sdk::loss_curve::LossCurve;
 use zerog_sdk::{
-    Address, Broker, CreateTask, Progress, Task, TaskId, TaskState, U256, UploadOptions,
-    WaitOptions,
+    Address, Broker, Progress, Task, TaskId, TaskState, U256, UploadOptions, WaitOptions,
 };
 
 use super::fine_tuning::{read_config, store, sum_0g};
+use super::quote;
 use crate::app::{App, Wallet, is_interactive};
 use crate::args::{self, TaskArgs, Via};
 use crate::exit_code::{Failure, Outcome, PROVIDER};
 use crate::output::{Table, wrapped, write_text};
 use crate::view::TaskOutput;
+
+/// Size of a drawn chart in characters.
+const CHART_WIDTH: usize = 64;
+const CHART_HEIGHT: usize = 12;
 
 pub(super) async fn create(app: &App, arguments: &args::CreateTask) -> Outcome {
     match (&arguments.dataset, &arguments.dataset_path) {
@@ -34,6 +39,7 @@ pub(super) async fn create(app: &App, arguments: &args::CreateTask) -> Outcome {
     let provider = arguments.provider;
     // What can be refused without sending anything is refused before the upload.
     let queue = decide_queue(app, &broker, provider, arguments.queue, arguments.no_queue).await?;
+    let max_fee = quote::most(&broker, arguments, &params).await?;
     let counted = match &arguments.dataset_path {
         Some(path) => check_size(app, &broker, arguments, path, &params).await?,
         None => None,
@@ -55,14 +61,13 @@ pub(super) async fn create(app: &App, arguments: &args::CreateTask) -> Outcome {
         .line("Fee will be automatically calculated by the broker based on actual token count");
     let task = broker
         .fine_tuning
-        .create_task(&CreateTask {
-            provider,
-            model: arguments.model.clone(),
+        .create_task(&quote::task_of(
+            arguments,
             dataset_hash,
-            training_params: params,
+            params,
             queue,
-            max_fee: arguments.max_fee,
-        })
+            max_fee,
+        ))
         .await?;
     app.output.line(format!("Created Task ID: {task}"));
     if !arguments.wait {
@@ -320,14 +325,17 @@ pub(super) async fn list(app: &App, provider: Address) -> Outcome {
     Ok(())
 }
 
-pub(super) async fn log(app: &App, arguments: &TaskArgs, follow: bool) -> Outcome {
+pub(super) async fn log(
+    app: &App,
+    arguments: &TaskArgs,
+    follow: bool,
+    curve: &args::Curve,
+) -> Outcome {
     let broker = app.broker(Wallet::Needed).await?;
     let (provider, fine_tuning) = (arguments.provider, &broker.fine_tuning);
     if !follow {
         let log = fine_tuning.get_log(provider, arguments.task).await?;
-        app.output.line(log.trim_end());
-        app.output.json(&json!({ "log": log }));
-        return Ok(());
+        return show_log(app, &log, curve);
     }
     let task = match arguments.task {
         Some(task) => task,
@@ -345,6 +353,43 @@ pub(super) async fn log(app: &App, arguments: &TaskArgs, follow: bool) -> Outcom
         })
         .await?;
     app.output.note(format!("Task {task} is {}", view.progress));
+    Ok(())
+}
+
+/// Prints a log, or the losses in it, and writes the files that were asked for.
+fn show_log(app: &App, log: &str, arguments: &args::Curve) -> Outcome {
+    let curve = LossCurve::from_log(log);
+    if arguments.chart {
+        app.output
+            .line(curve.to_text(CHART_WIDTH, CHART_HEIGHT).trim_end());
+    } else {
+        app.output.line(log.trim_end());
+    }
+    let mut files = Vec::new();
+    let mut keep = |path: std::path::PathBuf, content: &[u8]| -> Outcome {
+        zerog_sdk::write_file(&path, content)?;
+        app.output.note(format!(
+            "Wrote {} losses to {}",
+            curve.points.len(),
+            path.display()
+        ));
+        files.push(path);
+        Ok(())
+    };
+    if let Some(path) = &arguments.csv {
+        keep(path.clone(), curve.to_csv().as_bytes())?;
+    }
+    if let Some(path) = &arguments.svg {
+        keep(path.clone(), curve.to_svg().as_bytes())?;
+    }
+    if let Some(folder) = &arguments.tensorboard {
+        // TensorBoard finds event files by this part of their name.
+        let start = curve.points.first().and_then(|point| point.at_s);
+        let name = format!("events.out.tfevents.{:.0}.zerog", start.unwrap_or(0.0));
+        keep(folder.join(name), &curve.to_tensorboard())?;
+    }
+    app.output
+        .json(&json!({ "log": log, "losses": curve.points, "files": files }));
     Ok(())
 }
 

@@ -158,7 +158,7 @@ pub(super) async fn run(app: &App, arguments: &Run) -> Outcome {
 }
 
 /// The cheapest acknowledged provider, a free one if there is any.
-async fn cheapest(app: &App, broker: &Broker) -> Outcome<Address> {
+pub(super) async fn cheapest(app: &App, broker: &Broker) -> Outcome<Address> {
     let services = broker.fine_tuning.list_service(false).await?;
     let chosen = services
         .iter()
@@ -175,7 +175,11 @@ async fn cheapest(app: &App, broker: &Broker) -> Outcome<Address> {
 }
 
 /// Where the adapter will be served: as told, else the trainer if it serves as well.
-async fn serving_provider(broker: &Broker, arguments: &Run, trainer: Address) -> Outcome<Address> {
+pub(super) async fn serving_provider(
+    broker: &Broker,
+    arguments: &Run,
+    trainer: Address,
+) -> Outcome<Address> {
     let provider = arguments.inference_provider.unwrap_or(trainer);
     match broker.inference.get_service(provider).await {
         Ok(_) => Ok(provider),

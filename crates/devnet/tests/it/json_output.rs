@@ -176,6 +176,15 @@ fn every_command_prints_one_style_of_json() {
         &info.indexer_url,
     ]);
     walk.run(&["show-network"]);
+    // No ledger yet: a warning, not a failure.
+    let health = walk.run(&["doctor"]);
+    assert_eq!(health["healthy"], true, "{health}");
+    let pages = walk.run(&["man-pages", "--output-dir", &cli.path("man")]);
+    assert!(pages["pages"].as_array().unwrap().len() > 40, "{pages}");
+    let planned = walk.run(&["deposit", "--amount", "3", "--dry-run"]);
+    assert_eq!(planned["steps"][0]["amount_neuron"], "3000000000000000000");
+    let planned = walk.run_with(4, &["deposit", "--amount", "0.5", "--dry-run"]);
+    assert_eq!(planned["problems"].as_array().unwrap().len(), 1);
     walk.run(&["login", "--plaintext", "--key-file", &key]);
     walk.run(&["add-account", "--amount", "3"]);
     walk.run(&["deposit", "--amount", "7"]);
@@ -234,6 +243,20 @@ fn every_command_prints_one_style_of_json() {
     let quote = walk.run(&[&count[..], &["--config-path", &short]].concat());
     assert_eq!(quote["is_estimate"], false);
     walk.run(&[&ft("acknowledge-provider", &[])[..], &p].concat());
+    let ask = [
+        &ft("quote", &["--dataset-path"])[..],
+        &[&dataset, "--config-path", &short],
+        &p,
+        &model,
+    ]
+    .concat();
+    let counted = walk.run(&ask);
+    assert_eq!(counted["fee"], quote);
+    assert!(counted["signed"].is_null());
+    let signed_file = cli.path("quote.json");
+    let signed = walk.run(&[&ask[..], &["--upload", "--output", &signed_file]].concat());
+    assert_eq!(signed["fee"]["total_neuron"], quote["total_neuron"]);
+    assert!(signed["signer"].is_string());
 
     // One task that is cancelled, one that is delivered.
     let create = [
@@ -246,14 +269,36 @@ fn every_command_prints_one_style_of_json() {
     let created = walk.run(&[&create[..], &["--config-path", &long]].concat());
     let cancelled = created["task_id"].as_str().unwrap();
     walk.run(&[&ft("cancel-task", &["--task"])[..], &[cancelled], &p].concat());
-    let task = walk.run(&[&create[..], &["--wait", "--queue", "--config-path", &short]].concat());
+    let with_quote = ["--queue", "--config-path", &short, "--quote", &signed_file];
+    let planned = walk.run(&[&create[..], &with_quote, &["--dry-run"]].concat());
+    let last = planned["steps"].as_array().unwrap().last().unwrap();
+    assert_eq!(last["amount_neuron"], quote["total_neuron"]);
+    // The quote is for other parameters.
+    let other = [
+        &create[..],
+        &["--queue", "--config-path", &long, "--quote", &signed_file],
+    ]
+    .concat();
+    assert!(cli.fails(8, &other).contains("another parameter file"));
+    let task = walk.run(&[&create[..], &with_quote, &["--wait"]].concat());
     assert_eq!(task["progress"], "Delivered", "{task}");
     assert_eq!(task["fee_neuron"], quote["total_neuron"]);
     let id = task["task_id"].as_str().unwrap();
     walk.run(&[&ft("get-task", &["--task"])[..], &[id], &p].concat());
     let tasks = walk.run(&[&ft("list-tasks", &[])[..], &p].concat());
     assert_eq!(tasks.as_array().unwrap().len(), 2);
-    walk.run(&[&ft("get-log", &["--task"])[..], &[id], &p].concat());
+    let (csv, svg, events) = (cli.path("l.csv"), cli.path("l.svg"), cli.path("tb"));
+    let log = [
+        &ft("get-log", &["--chart", "--task"])[..],
+        &[id, "--csv", &csv, "--svg", &svg, "--tensorboard", &events],
+        &p,
+    ]
+    .concat();
+    let log = walk.run(&log);
+    assert_eq!(log["losses"].as_array().unwrap().len(), 2, "{log}");
+    assert_eq!(std::fs::read_to_string(&csv).unwrap().lines().count(), 3);
+    assert!(std::fs::read_to_string(&svg).unwrap().contains("<polyline"));
+    assert_eq!(std::fs::read_dir(&events).unwrap().count(), 1);
 
     // Delivery, adapter, chat.
     let of_task = [&p[..], &["--task-id", id]].concat();
@@ -304,6 +349,18 @@ fn every_command_prints_one_style_of_json() {
         12,
         &[&ft("verify", &["--output-dir"])[..], &[&here], &p].concat(),
     );
+    let verdict = std::fs::read_to_string(cli.path("verdict.json")).unwrap();
+    let verdict: Value = serde_json::from_str(&verdict).unwrap();
+    assert_eq!(verdict["verdict"]["level"], "SIMULATED");
+    assert_eq!(verdict["nonce"].as_str().unwrap().len(), 64);
+    let checks = verdict["verdict"]["checks"].as_array().unwrap();
+    let fresh = checks.iter().find(|check| check["id"] == "V15").unwrap();
+    assert_eq!(
+        fresh["status"], "pass",
+        "the quote answers this run's nonce"
+    );
+    let summary = std::fs::read_to_string(cli.path("report.md")).unwrap();
+    assert!(summary.starts_with("# Verification of a fine-tuning provider: SIMULATED"));
     let out = cli.path("out");
     let run = [
         &ft("run", &["--yes", "--queue", "--dataset-path"])[..],

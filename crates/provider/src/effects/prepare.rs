@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use alloy_primitives::B256;
 use zerog_lifecycle::event::FailureReason;
-use zerog_lifecycle::fee::{self, FeeTerms};
+use zerog_lifecycle::fee;
 use zerog_lifecycle::{EffectKey, Event};
 use zerog_protocol::FileKey;
 use zerog_protocol::training_params::TrainingParams;
@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 use super::EffectError;
 use crate::app::App;
 use crate::catalogue::BaseModelEntry;
+use crate::http::fee_terms;
 use crate::store::{DatasetRow, TaskRow};
 use crate::vault::{KeyUse, create_private_folder, open_to_memory, seal_to_file};
 
@@ -43,19 +44,8 @@ pub(crate) async fn run(
         .map_err(|error| EffectError::permanent(FailureReason::Internal, error))?;
     let dataset = find_dataset(app, row).await?;
     let count = prepare_job(app, row, entry, &params, &dataset).await?;
-    let fee = fee::quote(&FeeTerms {
-        tokens_per_epoch: count.tokens,
-        examples: count.examples,
-        epochs: u64::from(params.num_train_epochs),
-        max_steps: u64::try_from(params.max_steps)
-            .ok()
-            .filter(|steps| *steps > 0),
-        examples_per_step: params.examples_per_step(),
-        price_per_token: role.price_per_token,
-        price_coefficient: entry.config.price_coefficient,
-        storage_fee: entry.config.storage_fee,
-    })
-    .map_err(|error| EffectError::permanent(FailureReason::DatasetInvalid, error))?;
+    let fee = fee::quote(&fee_terms(role, entry, &params, &count))
+        .map_err(|error| EffectError::permanent(FailureReason::DatasetInvalid, error))?;
     check_account(app, row, fee.total).await?;
     Ok(Event::Prepared { effect, fee })
 }

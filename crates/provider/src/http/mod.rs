@@ -12,6 +12,7 @@ mod external_chat;
 mod health;
 pub(crate) mod limits;
 mod models;
+mod quotes;
 mod tasks;
 
 use std::net::SocketAddr;
@@ -30,6 +31,7 @@ use tower_http::cors::{Any, CorsLayer};
 use zerog_protocol::limits::{MAX_CHAT_BODY_BYTES, MAX_JSON_BODY_BYTES};
 
 pub(crate) use self::error::ApiError;
+pub(crate) use self::quotes::fee_terms;
 use crate::app::App;
 
 /// Headers that browsers may read.
@@ -82,6 +84,7 @@ fn router(app: Arc<App>) -> Router {
                 "/v1/user/{address}/dataset/{hash}",
                 delete(datasets::delete),
             )
+            .route("/v1/user/{address}/quote", post(quotes::quote))
             .route("/v1/task/pending", get(tasks::pending))
             .route("/v1/model", get(models::list))
             .route("/v1/model/{name}", get(models::get))

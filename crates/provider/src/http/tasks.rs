@@ -10,25 +10,21 @@ use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
-use zerog_lifecycle::fee::{self, FeeTerms};
 use zerog_lifecycle::{Event, Task, Terms};
 use zerog_protocol::fine_tuning_api::{
-    CancelTaskRequest, CreateTaskRequest, CreateTaskResponse, FeeBreakdown, StateTime, TaskView,
-    TrainingProgress,
+    CancelTaskRequest, CreateTaskRequest, CreateTaskResponse, StateTime, TaskView, TrainingProgress,
 };
 use zerog_protocol::task::TaskState;
 use zerog_protocol::training_params::TrainingParams;
 use zerog_protocol::{TaskId, signing};
-use zerog_tokenization::{Dataset, RenderOptions, count_tokens};
 
-use super::auth;
 use super::error::ApiError;
+use super::{auth, quotes};
 use crate::app::App;
 use crate::catalogue::BaseModelEntry;
 use crate::config::FineTuningConfig;
-use crate::store::{ApplyOutcome, DatasetRow, NewTask, StoreError, TaskRow};
+use crate::store::{ApplyOutcome, NewTask, StoreError, TaskRow};
 use crate::task_log;
-use crate::vault::{KeyUse, open_to_memory};
 
 /// Prefix of refusals at creation, as the published broker has it.
 const PREFIX: &str = "register service: ";
@@ -73,23 +69,8 @@ async fn accept(
         let text = "userAddress is not the address in the path";
         return Err(ApiError::bad_request("invalid_address", text).field("userAddress"));
     }
-    let entry = app
-        .catalogue
-        .find(&request.pre_trained_model_hash)
-        .ok_or_else(|| {
-            let known = zerog_protocol::models::find(&request.pre_trained_model_hash).is_some();
-            let text = if known {
-                "unsupported model: not found in provider's supported model list"
-            } else {
-                "unsupported model: not found in predefined models"
-            };
-            ApiError::bad_request("unknown_model", text).field("preTrainedModelHash")
-        })?;
-    let params = TrainingParams::parse(&request.training_params, role.schema, entry.max_tokens)
-        .map_err(|error| {
-            ApiError::bad_request("invalid_training_params", error.to_string())
-                .field("trainingParams")
-        })?;
+    let entry = base_model(app, &request.pre_trained_model_hash)?;
+    let params = training_params(role, entry, &request.training_params)?;
     let dataset_root: B256 = match request.dataset_hash.parse() {
         Ok(root) if request.dataset_hash.len() == 66 => root,
         _ => {
@@ -130,6 +111,30 @@ async fn accept(
     .await?;
     check_queue(app, role, user, request.wait).await?;
     insert(app, role, entry, request, user, public_key, max_fee).await
+}
+
+/// The base model that a request names.
+pub(super) fn base_model<'a>(app: &'a App, hash: &str) -> Result<&'a BaseModelEntry, ApiError> {
+    app.catalogue.find(hash).ok_or_else(|| {
+        let known = zerog_protocol::models::find(hash).is_some();
+        let text = if known {
+            "unsupported model: not found in provider's supported model list"
+        } else {
+            "unsupported model: not found in predefined models"
+        };
+        ApiError::bad_request("unknown_model", text).field("preTrainedModelHash")
+    })
+}
+
+/// The parameters of a request, if this provider and model take them.
+pub(super) fn training_params(
+    role: &FineTuningConfig,
+    entry: &BaseModelEntry,
+    text: &str,
+) -> Result<TrainingParams, ApiError> {
+    TrainingParams::parse(text, role.schema, entry.max_tokens).map_err(|error| {
+        ApiError::bad_request("invalid_training_params", error.to_string()).field("trainingParams")
+    })
 }
 
 fn max_fee(text: &str) -> Result<Option<U256>, ApiError> {
@@ -202,7 +207,7 @@ async fn check_dataset(
         Some(dataset) => {
             app.store.touch_dataset(&dataset, app.clock.now().0).await?;
             if dataset.bytes <= COUNT_AT_ONCE_BYTES {
-                let fee = exact_fee(app, role, entry, params, &dataset).await?;
+                let fee = quotes::exact_fee(app, role, entry, params, &dataset).await?;
                 if let Some(most) = max_fee.filter(|most| fee > *most) {
                     let text =
                         format!("the fee is {fee} neuron, more than the allowed {most} neuron");
@@ -237,48 +242,6 @@ async fn check_dataset(
         ));
     }
     Ok(())
-}
-
-async fn exact_fee(
-    app: &Arc<App>,
-    role: &FineTuningConfig,
-    entry: &BaseModelEntry,
-    params: &TrainingParams,
-    dataset: &DatasetRow,
-) -> Result<U256, ApiError> {
-    let key_id = format!("{}/{}", dataset.user_address, dataset.hash);
-    let key = app
-        .vault
-        .open_key(KeyUse::Dataset, &key_id, &dataset.sealed_key)
-        .map_err(ApiError::internal)?;
-    let path = app.vault.dataset_path(&dataset.file);
-    let tokenizer = entry.tokenizer().map_err(ApiError::internal)?;
-    let options = RenderOptions::of_run(params, entry.kind);
-    let count = app
-        .run_blocking(move || {
-            let plaintext = open_to_memory(&path, &key, None).map_err(ApiError::internal)?;
-            count_tokens(&tokenizer, Dataset::parse(plaintext.as_slice()), options).map_err(
-                |error| {
-                    ApiError::bad_request("invalid_dataset", error.to_string()).field("datasetHash")
-                },
-            )
-        })
-        .await?;
-    let quote = fee::quote(&FeeTerms {
-        tokens_per_epoch: count.tokens,
-        examples: count.examples,
-        epochs: u64::from(params.num_train_epochs),
-        max_steps: u64::try_from(params.max_steps)
-            .ok()
-            .filter(|steps| *steps > 0),
-        examples_per_step: params.examples_per_step(),
-        price_per_token: role.price_per_token,
-        price_coefficient: entry.config.price_coefficient,
-        storage_fee: entry.config.storage_fee,
-    });
-    Ok(quote
-        .map_err(|error| ApiError::bad_request("invalid_dataset", error.to_string()))?
-        .total)
 }
 
 /// Whether the storage network knows a root. A failed look is an error, not a no.
@@ -582,14 +545,7 @@ async fn view(app: &App, row: &TaskRow) -> Result<TaskView, ApiError> {
         ack_deadline: task.ack_deadline_s,
         settled_with_secret: task.settled_with_secret,
         tokens: task.fee.map(|fee| fee.tokens_per_epoch),
-        fee_breakdown: task.fee.map(|fee| FeeBreakdown {
-            billed_tokens: fee.billed_tokens,
-            price_per_token: fee.price_per_token.to_string(),
-            price_coefficient: fee.price_coefficient,
-            training_fee: fee.training_fee.to_string(),
-            storage_fee: fee.storage_fee.to_string(),
-            total: fee.total.to_string(),
-        }),
+        fee_breakdown: task.fee.as_ref().map(quotes::breakdown),
         training: training(row),
         model_root_hash: task.root_hash.map(|root| root.to_string()),
         states,

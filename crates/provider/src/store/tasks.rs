@@ -358,6 +358,27 @@ impl Store {
         rows.iter().map(TaskRow::read).collect()
     }
 
+    /// The newest tasks on a base model whose training is done, at most `limit`.
+    ///
+    /// # Errors
+    /// As [`Store::task`].
+    pub async fn trained_tasks(
+        &self,
+        model_name: &str,
+        limit: u64,
+    ) -> Result<Vec<TaskRow>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT * FROM task WHERE model_name = $1
+             AND state IN ('Trained', 'Delivering', 'Delivered', 'UserAcknowledged', 'Finished')
+             ORDER BY sequence DESC LIMIT $2",
+        )
+        .bind(model_name)
+        .bind(to_i64(limit))
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter().map(TaskRow::read).collect()
+    }
+
     /// Tasks that wait or train, of all users.
     ///
     /// # Errors

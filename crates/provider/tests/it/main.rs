@@ -9,6 +9,7 @@ mod external;
 mod external_server;
 mod http;
 mod methods;
+mod quotes;
 mod recovery;
 mod settlement;
 mod store;

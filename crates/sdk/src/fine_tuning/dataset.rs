@@ -290,8 +290,11 @@ async fn upload_form(
     Ok(form.part("file", part))
 }
 
-/// Reads, checks and hashes a dataset file.
-pub fn check_dataset_file(path: &Path) -> Result<DatasetReport> {
+/// Whether providers take a file of this kind, size and name at all; returns its size in bytes.
+///
+/// # Errors
+/// [`Error::Dataset`] or [`Error::File`].
+pub(crate) fn check_size_and_name(path: &Path) -> Result<u64> {
     let refused = |reason: String| Error::Dataset {
         path: path.to_path_buf(),
         reason,
@@ -316,6 +319,16 @@ pub fn check_dataset_file(path: &Path) -> Result<DatasetReport> {
             "providers take files named .jsonl or .json; rename it".into(),
         ));
     }
+    Ok(metadata.len())
+}
+
+/// Reads, checks and hashes a dataset file.
+pub fn check_dataset_file(path: &Path) -> Result<DatasetReport> {
+    let refused = |reason: String| Error::Dataset {
+        path: path.to_path_buf(),
+        reason,
+    };
+    let bytes = check_size_and_name(path)?;
     let file = File::open(path).map_err(|error| Error::file("read", path, error))?;
     let mut reader = BufReader::new(HashingReader {
         inner: file,
@@ -328,7 +341,7 @@ pub fn check_dataset_file(path: &Path) -> Result<DatasetReport> {
     Ok(DatasetReport {
         format: summary.format.to_string(),
         records: summary.records,
-        bytes: metadata.len(),
+        bytes,
         keccak: reader.into_inner().hash.finalize(),
     })
 }

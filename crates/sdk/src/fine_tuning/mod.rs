@@ -3,6 +3,7 @@
 pub mod account;
 pub mod dataset;
 pub mod deliverable;
+pub mod offer;
 pub mod quote;
 pub mod services;
 pub mod task;

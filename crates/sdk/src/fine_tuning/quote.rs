@@ -127,7 +127,7 @@ impl FineTuning {
         fee_quote(calculation, &facts, &params, service.price_per_token)
     }
 
-    async fn count(
+    pub(super) async fn count(
         &self,
         dataset_path: &Path,
         provider: Option<Address>,
@@ -158,7 +158,7 @@ impl FineTuning {
     }
 
     /// A folder with the model's tokenizer and a word on where it came from: local folder, cache, provider, hub.
-    async fn tokenizer_folder(
+    pub(super) async fn tokenizer_folder(
         &self,
         provider: Option<Address>,
         facts: &ModelFacts,
@@ -296,7 +296,7 @@ impl FineTuning {
 }
 
 /// Providers of ours announce the tokenizer that they count with.
-fn is_ours(facts: &ModelFacts) -> bool {
+pub(super) fn is_ours(facts: &ModelFacts) -> bool {
     facts
         .view
         .as_ref()
@@ -409,7 +409,7 @@ fn counted_texts(content: &RecordContent) -> Vec<&str> {
     }
 }
 
-fn fee_quote(
+pub(super) fn fee_quote(
     calculation: TokenCalculation,
     facts: &ModelFacts,
     params: &TrainingParams,

@@ -18,7 +18,9 @@ from ..models import (
     FineTuningAccountDetail,
     FineTuningAccountDetails,
     FineTuningService,
+    FundPlan,
     Progress,
+    Quote,
     RefundDetail,
     Result,
     Task,
@@ -343,6 +345,57 @@ class AsyncFineTuningBroker(AsyncDeliverables):
             FeeQuote, await call_async(given.operation, self._fine_tuning().quote_fee, provider, model, path, parameters)
         )
 
+    async def quote(
+        self,
+        provider_address: str,
+        pre_trained_model_name: str,
+        training_path: Path,
+        *,
+        dataset_path: Path | None = None,
+        dataset_hash: str | None = None,
+    ) -> Quote:
+        """What a task will cost, when it could run, and what is to be said about its dataset.
+
+        With ``dataset_path`` the file is counted here and not sent; with ``dataset_hash`` the enclave counts the
+        dataset that was uploaded to it, and signs. Mistakes in the dataset are ``findings``, not exceptions; ``fee`` is
+        ``None`` then. A task created with ``max_fee=quote.fee.total`` never costs more.
+
+        Raises:
+            InvalidResponseError: the quote is not signed by the registered enclave.
+        """
+        given = Arguments("quote")
+        provider = given.address("provider_address", provider_address)
+        model = given.text("pre_trained_model_name", pre_trained_model_name)
+        parameters = _read_parameters(given, training_path)
+        if (dataset_path is None) == (dataset_hash is None):
+            raise given.wrong_value("dataset_path", "name either a dataset_path or a dataset_hash")
+        if dataset_hash is not None:
+            dataset = given.hash("dataset_hash", dataset_hash)
+            return build(
+                Quote,
+                await call_async(
+                    given.operation, self._fine_tuning().quote_uploaded, provider, model, dataset, parameters
+                ),
+            )
+        path = given.path("dataset_path", dataset_path)
+        return build(
+            Quote, await call_async(given.operation, self._fine_tuning().quote, provider, model, path, parameters)
+        )
+
+    async def delete_dataset(self, provider_address: str, dataset_hash: str) -> str:
+        """Removes an uploaded dataset from a provider now, instead of some days after its last use.
+
+        Returns the provider's sentence.
+
+        Raises:
+            ContractError: the provider has no such dataset, or an unfinished task uses it.
+        """
+        given = Arguments("deleteDataset")
+        provider = given.address("provider_address", provider_address)
+        dataset = given.hash("dataset_hash", dataset_hash)
+        sentence: str = await call_async(given.operation, self._fine_tuning().delete_dataset, provider, dataset)
+        return sentence
+
     # Tasks.
 
     async def create_task(
@@ -355,15 +408,22 @@ class AsyncFineTuningBroker(AsyncDeliverables):
         *,
         queue: bool = False,
         max_fee: int | None = None,
+        auto_fund: bool = False,
+        on_progress: OnProgress | None = None,
     ) -> str:
         """Signs and submits a task and returns its id.
 
         ``queue=True`` waits in line when other tasks are pending; ``max_fee`` is the most that it may cost, in wei. A
         task is no transaction, so ``gas_price`` has no effect.
 
+        ``auto_fund=True`` takes an uploaded dataset's quote from the enclave, moves what is missing for it from the
+        wallet through the ledger into the sub-account (told as ``funded`` to ``on_progress`` and to the log), and lets
+        the task cost no more than was quoted. Nothing moves when the quote is above ``max_fee``.
+
         Raises:
             QueueNotEmptyError: other tasks are pending and ``queue`` is false.
-            ValidationError: an unknown model or bad training parameters.
+            ValidationError: an unknown model, bad training parameters, or a dataset that would be refused.
+            InsufficientBalanceError: the wallet cannot pay for it.
         """
         given = Arguments("createTask")
         provider = given.address("provider_address", provider_address)
@@ -372,7 +432,21 @@ class AsyncFineTuningBroker(AsyncDeliverables):
         given.optional_wei("gas_price", gas_price)
         in_line = given.boolean("queue", queue)
         bound = given.optional_wei("max_fee", max_fee)
+        pay = given.boolean("auto_fund", auto_fund)
+        tell = progress(given.callback("on_progress", on_progress))
         parameters = _read_parameters(given, training_path)
+        if pay:
+            quoted = await call_async(
+                given.operation, self._fine_tuning().quote_uploaded, provider, model, dataset, parameters
+            )
+            fee = build(Quote, quoted).fee
+            # Without a fee, or with one above the bound, the provider refuses the task and says why.
+            if fee is not None and (bound is None or fee.total <= bound):
+                bound = fee.total
+                broker = self._native_broker()
+                plan = build(FundPlan, await call_async(given.operation, broker.plan_funds, provider, bound, None))
+                amounts = (plan.deposit, plan.fine_tuning, plan.inference)
+                await call_async(given.operation, broker.apply_funds, amounts, provider, None, on_progress=tell)
         task: str = await call_async(
             given.operation, self._fine_tuning().create_task, provider, model, dataset, parameters, in_line, bound
         )
