@@ -15,7 +15,7 @@ use zerog_tokenization::{Inspection, RenderOptions, Tokenizer, inspect};
 
 use super::FineTuning;
 use super::dataset::check_size_and_name;
-use super::quote::{FeeQuote, TokenCalculation, fee_quote, is_ours, parse_params};
+use super::quote::{FeeQuote, TokenCalculation, fee_quote, is_ours, model_kind, parse_params};
 use crate::broker::Context;
 use crate::error::{Error, Result};
 use crate::provider_client::{join, parse_json};
@@ -81,9 +81,9 @@ impl FineTuning {
         let params = parse_params(Some(training_params), &facts)?;
         let queue_position = self.get_pending_task_counter(provider).await?;
         let (folder, source) = self.tokenizer_folder(Some(provider), &facts).await?;
-        let (path, max_seq_length, name) = (
+        let (path, options, name) = (
             dataset_path.to_path_buf(),
-            params.max_seq_length,
+            RenderOptions::of_run(&params, model_kind(&facts)),
             facts.name.clone(),
         );
         let inspecting = tokio::task::spawn_blocking(move || -> Result<Inspection> {
@@ -92,9 +92,6 @@ impl FineTuning {
                 reason: error.to_string(),
             })?;
             let file = File::open(&path).map_err(|error| Error::file("read", &path, error))?;
-            let options = RenderOptions {
-                max_seq_length: max_seq_length as usize,
-            };
             Ok(inspect(&tokenizer, BufReader::new(file), options))
         });
         let inspection = inspecting.await.expect("inspecting does not panic")?;
@@ -109,7 +106,7 @@ impl FineTuning {
                 examples: count.examples,
                 supervised_tokens: Some(count.report.supervised_tokens),
                 truncated_examples: count.report.truncated_examples as u64,
-                max_seq_length,
+                max_seq_length: params.max_seq_length,
                 tokenizer: source,
                 is_estimate: false,
             }),

@@ -304,7 +304,7 @@ pub(super) fn is_ours(facts: &ModelFacts) -> bool {
 }
 
 /// What the model learns from: the provider's word, or what is known of the name.
-fn model_kind(facts: &ModelFacts) -> ModelKind {
+pub(super) fn model_kind(facts: &ModelFacts) -> ModelKind {
     let announced = facts.view.as_ref().and_then(|view| view.task_type);
     announced
         .or_else(|| facts.predefined.map(|model| model.kind))
