@@ -41,7 +41,8 @@ fn shape(name: &str) -> Result<Value, Failure> {
     let (vocabulary, hidden, wide, layers, heads, groups) = match name {
         "qwen2.5-0.5b" => (151_936, 896, 4864, 24, 14, 2),
         "small" => (2048, 192, 512, 6, 6, 2),
-        _ => return Err(format!("unknown shape {name}: qwen2.5-0.5b or small").into()),
+        "tiny" => (2048, 32, 64, 1, 2, 1),
+        _ => return Err(format!("unknown shape {name}: qwen2.5-0.5b, small or tiny").into()),
     };
     Ok(json!({
         "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "vocab_size": vocabulary,

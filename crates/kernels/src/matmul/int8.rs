@@ -172,51 +172,65 @@ mod wide {
         let blocks = inputs.div_ceil(BLOCK);
         assert!(x.len() >= M * inputs && values.len() >= N * inputs && scales.len() >= N * blocks);
         let mut sums = [[_mm256_setzero_ps(); N]; M];
-        for block in 0..blocks {
+        let whole = inputs / BLOCK;
+        for block in 0..whole {
             let first = block * BLOCK;
-            let whole = (inputs - first).min(BLOCK) / 8 * 8;
             for output in 0..N {
-                let scale = _mm256_set1_ps(widened(scales[output * blocks + block]));
-                let mut partial = [_mm256_setzero_ps(); M];
-                let mut index = first;
-                while index < first + whole {
-                    // SAFETY: `index + 8 <= inputs`, so eight integers of this row are inside `values`.
-                    let weights = unsafe {
-                        let start = values.as_ptr().add(output * inputs + index);
-                        _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(start.cast())))
-                    };
-                    for row in 0..M {
-                        // SAFETY: as above for `x`.
-                        let x = unsafe { _mm256_loadu_ps(x.as_ptr().add(row * inputs + index)) };
-                        partial[row] = _mm256_fmadd_ps(x, weights, partial[row]);
-                    }
-                    index += 8;
-                }
-                let end = (first + BLOCK).min(inputs);
-                if index < end {
-                    let mut right = [0.0_f32; 8];
-                    for (right, value) in right
-                        .iter_mut()
-                        .zip(&values[output * inputs + index..output * inputs + end])
-                    {
-                        *right = f32::from(*value);
-                    }
-                    for row in 0..M {
-                        let mut left = [0.0_f32; 8];
-                        left[..end - index]
-                            .copy_from_slice(&x[row * inputs + index..row * inputs + end]);
-                        // SAFETY: both arrays hold eight elements.
-                        let (left, right) = unsafe {
-                            (
-                                _mm256_loadu_ps(left.as_ptr()),
-                                _mm256_loadu_ps(right.as_ptr()),
-                            )
-                        };
-                        partial[row] = _mm256_fmadd_ps(left, right, partial[row]);
-                    }
+                // SAFETY: block `block` of this row lies inside `values`, its scale inside `scales`.
+                let (start, scale) = unsafe {
+                    (
+                        values.as_ptr().add(output * inputs + first),
+                        *scales.as_ptr().add(output * blocks + block),
+                    )
+                };
+                let scale = _mm256_set1_ps(widened(scale));
+                let mut weights = [_mm256_setzero_ps(); BLOCK / 8];
+                for part in 0..BLOCK / 8 {
+                    // SAFETY: eight integers of the block.
+                    let integers = unsafe { _mm_loadl_epi64(start.add(part * 8).cast()) };
+                    weights[part] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(integers));
                 }
                 for row in 0..M {
-                    sums[row][output] = _mm256_fmadd_ps(partial[row], scale, sums[row][output]);
+                    let mut partial = _mm256_setzero_ps();
+                    for part in 0..BLOCK / 8 {
+                        // SAFETY: the same eight columns of a row of `x`.
+                        let x = unsafe {
+                            _mm256_loadu_ps(x.as_ptr().add(row * inputs + first + part * 8))
+                        };
+                        partial = _mm256_fmadd_ps(x, weights[part], partial);
+                    }
+                    sums[row][output] = _mm256_fmadd_ps(partial, scale, sums[row][output]);
+                }
+            }
+        }
+        // The last block of a row may be short.
+        let first = whole * BLOCK;
+        if first < inputs {
+            for output in 0..N {
+                let scale = _mm256_set1_ps(widened(scales[output * blocks + whole]));
+                let mut right = [0.0_f32; BLOCK];
+                for (right, value) in right
+                    .iter_mut()
+                    .zip(&values[output * inputs + first..(output + 1) * inputs])
+                {
+                    *right = f32::from(*value);
+                }
+                for row in 0..M {
+                    let mut left = [0.0_f32; BLOCK];
+                    left[..inputs - first]
+                        .copy_from_slice(&x[row * inputs + first..(row + 1) * inputs]);
+                    let mut partial = _mm256_setzero_ps();
+                    for part in 0..BLOCK / 8 {
+                        // SAFETY: both arrays hold 32 elements.
+                        let (left, right) = unsafe {
+                            (
+                                _mm256_loadu_ps(left.as_ptr().add(part * 8)),
+                                _mm256_loadu_ps(right.as_ptr().add(part * 8)),
+                            )
+                        };
+                        partial = _mm256_fmadd_ps(left, right, partial);
+                    }
+                    sums[row][output] = _mm256_fmadd_ps(partial, scale, sums[row][output]);
                 }
             }
         }
