@@ -11,6 +11,7 @@
 
 pub mod backend;
 pub mod bundle;
+mod encoding;
 pub mod event_log;
 pub mod keys;
 pub mod policy;

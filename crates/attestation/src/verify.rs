@@ -1,14 +1,15 @@
 //! Whether a quote's signatures lead to a trusted root, and with which TCB status.
 //!
 //! The cryptography is `dcap-qvl`'s: certificate chain, revocation lists, quoting-enclave identity, TCB levels and
-//! both signatures, at a given time and with given collateral. Nothing is fetched here.
+//! both signatures, at a given time and with given collateral. Nothing is fetched here. What no signature covers must be
+//! encoded in the one way that [`crate::encoding`] takes.
 
 use dcap_qvl::verify::QuoteVerifier;
 use dcap_qvl::{QuotePolicy, TcbStatus};
 
-use crate::Collateral;
 use crate::backend::simulated;
 use crate::quote::{QuoteError, TdxQuote};
+use crate::{Collateral, encoding, sha256};
 
 /// Whose signature on the platform counts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +22,10 @@ pub enum TrustRoot {
     /// Another root certificate, DER.
     Certificate(Vec<u8>),
 }
+
+/// SHA-256 of the DER of "Intel SGX Root CA", which is also under the root that `dcap-qvl` holds.
+const INTEL_ROOT_SHA256: [u8; 32] =
+    alloy_primitives::hex!("44a0196b2b99f889b8e149e95b807a350e7424964399e885a7cbb8ccfab674d3");
 
 /// Why a quote is not accepted.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -79,6 +84,7 @@ pub fn verify_quote(
         .map_err(|error| VerifyError::Rejected {
             reason: format!("{error:#}"),
         })?;
+    check_encoding(quote, parsed.version, root)?;
     Ok(VerifiedTee {
         quote: parsed,
         tcb_status: claims.tcb.status,
@@ -87,4 +93,25 @@ pub fn verify_quote(
         collateral_expires_s: claims.earliest_expiration_date,
         simulated: *root == TrustRoot::Development,
     })
+}
+
+/// Whether everything is encoded as platforms do it, with the very root that counts.
+fn check_encoding(quote: &[u8], version: u16, root: &TrustRoot) -> Result<(), VerifyError> {
+    let rejected = |reason: &str| VerifyError::Rejected {
+        reason: reason.to_owned(),
+    };
+    let certificates = encoding::certificates(quote, version).map_err(rejected)?;
+    let own = certificates.last().map_or(&[][..], Vec::as_slice);
+    let is_the_root = match root {
+        TrustRoot::Intel => sha256(own) == INTEL_ROOT_SHA256,
+        TrustRoot::Development => own == simulated::development_root(),
+        TrustRoot::Certificate(certificate) => own == certificate.as_slice(),
+    };
+    if is_the_root {
+        Ok(())
+    } else {
+        Err(rejected(
+            "the quote's root certificate is not the trusted one",
+        ))
+    }
 }

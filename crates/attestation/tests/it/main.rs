@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod golden;
+mod mutations;
 mod real_quotes;
 mod simulated;
 
