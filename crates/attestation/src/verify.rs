@@ -2,7 +2,7 @@
 //!
 //! The cryptography is `dcap-qvl`'s: certificate chain, revocation lists, quoting-enclave identity, TCB levels and
 //! both signatures, at a given time and with given collateral. Nothing is fetched here. What no signature covers must be
-//! encoded in the one way that [`crate::encoding`] takes.
+//! encoded in the one way that `encoding.rs` takes.
 
 use dcap_qvl::verify::QuoteVerifier;
 use dcap_qvl::{QuotePolicy, TcbStatus};
