@@ -6,6 +6,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::TaskId;
+
 /// Which keys and ranges are accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Schema {
@@ -120,7 +122,20 @@ pub struct TrainingParams {
     pub early_stopping_threshold: f64,
     /// Deliver the state with the lowest measured loss instead of the last one; nothing without `validation_split`.
     pub load_best_model_at_end: bool,
+    /// Task of the same user, provider and model whose adapter is trained further; `None` = a new adapter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub continue_from: Option<TaskId>,
 }
+
+/// Parameters that an adapter keeps for its life, so that a run which continues one does not set them.
+const SHAPE_KEYS: [&str; 6] = [
+    "lora_rank",
+    "lora_r",
+    "lora_alpha",
+    "lora_target_modules",
+    "use_rslora",
+    "use_dora",
+];
 
 impl Default for TrainingParams {
     fn default() -> Self {
@@ -155,6 +170,7 @@ impl Default for TrainingParams {
             early_stopping_patience: 0,
             early_stopping_threshold: 0.0,
             load_best_model_at_end: true,
+            continue_from: None,
         }
     }
 }
@@ -213,6 +229,14 @@ pub enum ParamsError {
         /// What must be set too, in words.
         needed: &'static str,
     },
+    /// A parameter that the continued adapter decides.
+    #[error(
+        "{key} cannot be set together with continue_from: the adapter of that task keeps its own; remove {key}"
+    )]
+    Inherited {
+        /// The parameter.
+        key: &'static str,
+    },
     /// Exponent notation in the strict schema.
     #[error(
         "learning_rate must use decimal notation (e.g., 0.0002), not scientific notation (e.g., 2e-4)"
@@ -228,7 +252,7 @@ const STRICT_KEYS: [&str; 5] = [
     "max_steps",
 ];
 
-const KEYS: [&str; 31] = [
+const KEYS: [&str; 32] = [
     "num_train_epochs",
     "per_device_train_batch_size",
     "learning_rate",
@@ -260,6 +284,7 @@ const KEYS: [&str; 31] = [
     "early_stopping_patience",
     "early_stopping_threshold",
     "load_best_model_at_end",
+    "continue_from",
 ];
 
 /// Most names in `lora_target_modules`; more than any model has.
@@ -328,6 +353,12 @@ impl TrainingParams {
                 key: "early_stopping_patience",
                 needed: "validation_split, for example 0.1: without records set aside there is no loss to watch",
             });
+        }
+        let continue_from = read.task("continue_from")?;
+        if continue_from.is_some()
+            && let Some(key) = SHAPE_KEYS.into_iter().find(|key| map.contains_key(*key))
+        {
+            return Err(ParamsError::Inherited { key });
         }
         let (low_rate, high_rate) = if strict {
             (0.00001, 0.001)
@@ -423,7 +454,21 @@ impl TrainingParams {
             load_best_model_at_end: read
                 .flag("load_best_model_at_end")?
                 .unwrap_or(defaults.load_best_model_at_end),
+            continue_from,
         })
+    }
+
+    /// With the adapter's shape of `earlier`, whose adapter is trained further.
+    #[must_use]
+    pub fn with_shape_of(self, earlier: &Self) -> Self {
+        Self {
+            lora_rank: earlier.lora_rank,
+            lora_alpha: earlier.lora_alpha,
+            lora_target_modules: earlier.lora_target_modules.clone(),
+            use_rslora: earlier.use_rslora,
+            use_dora: earlier.use_dora,
+            ..self
+        }
     }
 
     /// Examples that one optimiser step reads.
@@ -528,6 +573,18 @@ impl Reader<'_> {
         }
     }
 
+    fn task(&self, key: &'static str) -> Result<Option<TaskId>, ParamsError> {
+        let Some(value) = self.0.get(key) else {
+            return Ok(None);
+        };
+        let id = value.as_str().and_then(|text| text.parse().ok());
+        id.map(Some).ok_or_else(|| ParamsError::Type {
+            key,
+            expected: "the id of an earlier task such as \"6b607314-88ba-4a39-9a43-0d5c5a1a7c11\"",
+            found: value.to_string(),
+        })
+    }
+
     /// A list of names, sorted and without repetition; `"all-linear"` and nothing at all are the empty list.
     fn names(&self, key: &'static str) -> Result<Vec<String>, ParamsError> {
         let wrong_type = |value: &Value| ParamsError::Type {
@@ -609,6 +666,30 @@ mod tests {
 
     fn extended(text: &str) -> Result<TrainingParams, ParamsError> {
         TrainingParams::parse(text, Schema::Extended, 1024)
+    }
+
+    #[test]
+    fn a_continued_adapter_keeps_its_shape() {
+        let id = "6b607314-88b0-4fef-91e7-43227a54de57";
+        let params = extended(&format!(r#"{{"continue_from":"{id}","seed":3}}"#)).unwrap();
+        assert_eq!(params.continue_from.unwrap().to_string(), id);
+        let earlier = extended(r#"{"lora_rank":4,"use_dora":true,"seed":9}"#).unwrap();
+        let merged = params.with_shape_of(&earlier);
+        assert!(merged.lora_rank == 4 && merged.lora_alpha == 8.0 && merged.use_dora);
+        assert_eq!(merged.seed, 3);
+        assert_eq!(
+            extended(&format!(r#"{{"continue_from":"{id}","lora_alpha":8}}"#)),
+            Err(ParamsError::Inherited { key: "lora_alpha" })
+        );
+        for wrong in [r#""../../etc""#, "7", "null"] {
+            assert!(matches!(
+                extended(&format!(r#"{{"continue_from":{wrong}}}"#)),
+                Err(ParamsError::Type {
+                    key: "continue_from",
+                    ..
+                })
+            ));
+        }
     }
 
     #[test]

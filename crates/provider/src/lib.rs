@@ -30,6 +30,7 @@ mod billing;
 mod catalogue;
 mod chain_watcher;
 pub mod config;
+mod continued;
 mod daemon;
 mod effects;
 mod external;

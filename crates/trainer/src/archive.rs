@@ -2,15 +2,17 @@
 //! byte for byte the same for the same run. It is built in memory and sealed on its way to
 //! disk, because the adapter may not lie there in clear.
 
-use std::io::{Cursor, Write};
+use std::io::{Cursor, Read, Write};
 use std::path::Path;
 
-use zerog_model::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, AdapterIdentity, LoraAdapter};
+use zerog_model::{
+    ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, AdapterIdentity, LoraAdapter, ModelConfig,
+};
 use zerog_protocol::manifest::{ARCHIVE_FOLDER, AdapterManifest, MANIFEST_MEMBER};
 use zerog_protocol::models;
 use zerog_protocol::training_params::TrainingMethod;
 use zip::write::SimpleFileOptions;
-use zip::{CompressionMethod, DateTime, ZipWriter};
+use zip::{CompressionMethod, DateTime, ZipArchive, ZipWriter};
 
 use crate::canary::{CANARY_MEMBER, Canary};
 use crate::error::TrainError;
@@ -75,6 +77,30 @@ pub(crate) fn build(contents: &Contents<'_>) -> Result<Vec<u8>, TrainError> {
         .finish()
         .map(Cursor::into_inner)
         .map_err(|error| failed(&error))
+}
+
+/// The adapter of an archive that [`build`] made, for a base model of `config`.
+pub(crate) fn read_adapter(
+    archive: &[u8],
+    config: &ModelConfig,
+) -> Result<LoraAdapter, TrainError> {
+    let unreadable = |error: &dyn std::fmt::Display| {
+        TrainError::Params(format!(
+            "the archive of the task in continue_from cannot be read: {error}"
+        ))
+    };
+    let mut zip = ZipArchive::new(Cursor::new(archive)).map_err(|error| unreadable(&error))?;
+    let mut read = |name: &str| {
+        let mut bytes = Vec::new();
+        let mut file = zip
+            .by_name(&member(name))
+            .map_err(|error| unreadable(&error))?;
+        file.read_to_end(&mut bytes)
+            .map_err(|error| unreadable(&error))?;
+        Ok::<_, TrainError>(bytes)
+    };
+    let (settings, weights) = (read(ADAPTER_CONFIG_FILE)?, read(ADAPTER_WEIGHTS_FILE)?);
+    LoraAdapter::from_bytes(&settings, &weights, config).map_err(|error| unreadable(&error))
 }
 
 struct Zip(ZipWriter<Cursor<Vec<u8>>>);

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `job.json` | provider | [`Job`], in clear; it holds nothing secret |
 //! | `dataset.sealed` | provider | the dataset file, sealed under the job key |
+//! | `initial.sealed` | provider | with `continue_from`: the archive of the earlier task, sealed under the job key |
 //! | `checkpoints/step-N.sealed` | trainer | the last two checkpoints, sealed |
 //! | `checkpoints/best.sealed` | trainer | the checkpoint with the lowest validation loss, sealed |
 //! | `adapter.sealed` | trainer | the finished archive, sealed; put in place by rename |
@@ -133,6 +134,11 @@ impl JobDirectory {
     /// `dataset.sealed`.
     pub fn dataset(&self) -> PathBuf {
         self.0.join("dataset.sealed")
+    }
+
+    /// `initial.sealed`.
+    pub fn initial(&self) -> PathBuf {
+        self.0.join("initial.sealed")
     }
 
     /// `checkpoints`.

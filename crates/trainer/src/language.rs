@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use zerog_model::{
-    BaseModel, LoraConfig, ModelError, Precision, StepLoss, Trainable, TrainableModel,
+    BaseModel, LoraAdapter, LoraConfig, ModelError, Precision, StepLoss, Trainable, TrainableModel,
 };
 use zerog_tokenization::{Example, RenderedDataset, Sample, Tokenizer};
 
@@ -28,6 +28,7 @@ impl Language {
     pub(crate) fn new(
         base: Arc<BaseModel>,
         lora: LoraConfig,
+        initial: Option<&LoraAdapter>,
         dataset: RenderedDataset,
         pack_tokens: usize,
     ) -> Result<Self, TrainError> {
@@ -38,7 +39,7 @@ impl Language {
             })
         };
         Ok(Self {
-            model: new_model(&base, &lora)?,
+            model: new_model(&base, &lora, initial)?,
             base,
             lora,
             training: examples(dataset.training),
@@ -48,12 +49,17 @@ impl Language {
     }
 }
 
-/// A fresh adapter, which changes nothing yet.
+/// An adapter that continues `initial`, or a fresh one, which changes nothing yet.
 pub(crate) fn new_model(
     base: &Arc<BaseModel>,
     lora: &LoraConfig,
+    initial: Option<&LoraAdapter>,
 ) -> Result<TrainableModel, TrainError> {
-    let mut model = TrainableModel::lora(Arc::clone(base), lora.clone())?;
+    let (base, lora) = (Arc::clone(base), lora.clone());
+    let mut model = match initial {
+        Some(adapter) => TrainableModel::lora_from(base, lora, adapter)?,
+        None => TrainableModel::lora(base, lora)?,
+    };
     model.set_precision(Precision::fastest());
     Ok(model)
 }
@@ -91,8 +97,10 @@ impl Method for Language {
     ) -> Result<Conclusion, TrainError> {
         let adapter = Arc::new(self.model.adapter()?);
         // A fresh adapter changes nothing, so its loss is the base model's.
-        let (base_loss, examples) =
-            mean_loss(&mut new_model(&self.base, &self.lora)?, &self.training)?;
+        let (base_loss, examples) = mean_loss(
+            &mut new_model(&self.base, &self.lora, None)?,
+            &self.training,
+        )?;
         let (tuned_loss, _) = mean_loss(&mut self.model, &self.training)?;
         let prompts: Vec<&Example> = self.training.iter().collect();
         let (stopped, answers) = count_finished_answers(&self.base, &adapter, tokenizer, &prompts)?;

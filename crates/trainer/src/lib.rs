@@ -35,6 +35,7 @@ pub use child::{child_main, child_status};
 pub use error::{TrainError, exit};
 pub use greedy::greedy_answer;
 pub use job::{JOB_VERSION, Job, JobDirectory, read_key};
+pub use memory::pack_tokens;
 pub use progress::{Metrics, Progress};
 pub use run::run;
 pub use schedule::Schedule;

@@ -78,6 +78,11 @@ impl Shape {
     }
 }
 
+/// Most tokens of one forward pass of a run on a decoder of this shape, with adapters of `rank`.
+pub fn pack_tokens(config: &ModelConfig, rank: u32) -> usize {
+    Shape::of_decoder(config, rank).pack_tokens()
+}
+
 /// What the parameters and the dataset add to the shape.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Load {

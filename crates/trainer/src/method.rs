@@ -13,6 +13,7 @@ use zerog_protocol::models::ModelKind;
 use zerog_protocol::training_params::{TrainingMethod, TrainingParams};
 use zerog_tokenization::{Objective, RenderOptions, RenderedDataset, Sample, Tokenizer};
 
+use crate::archive;
 use crate::canary::Canary;
 use crate::classification::Classification;
 use crate::error::TrainError;
@@ -169,14 +170,26 @@ impl Base {
         }
     }
 
-    /// The method that learns `dataset`, in passes of at most `pack_tokens` tokens.
+    /// The adapter in the archive of an earlier task, which fits this model.
+    pub(crate) fn read_adapter(&self, archive: &[u8]) -> Result<LoraAdapter, TrainError> {
+        match self {
+            Self::Decoder(base) => archive::read_adapter(archive, base.config()),
+            Self::Encoder(_) => Err(TrainError::Params(
+                "continue_from works with language models; a classifier starts anew".to_owned(),
+            )),
+        }
+    }
+
+    /// The method that learns `dataset`, in passes of at most `pack_tokens` tokens, starting at `initial`.
     pub(crate) fn method(
         self,
         params: &TrainingParams,
+        initial: Option<LoraAdapter>,
         dataset: RenderedDataset,
         pack_tokens: usize,
     ) -> Result<Box<dyn Method>, TrainError> {
         let objective = self.render_options(params).objective;
+        let initial = initial.as_ref();
         Ok(match (self, objective) {
             (Self::Encoder(base), _) => {
                 let lora = lora_config(params, ModelFamily::DistilBert)?;
@@ -185,11 +198,18 @@ impl Base {
             (Self::Decoder(base), Objective::Preference) => {
                 let lora = lora_config(params, base.config().family)?;
                 let beta = params.dpo_beta;
-                Box::new(Preference::new(base, lora, beta, dataset, pack_tokens)?)
+                Box::new(Preference::new(
+                    base,
+                    lora,
+                    initial,
+                    beta,
+                    dataset,
+                    pack_tokens,
+                )?)
             }
             (Self::Decoder(base), _) => {
                 let lora = lora_config(params, base.config().family)?;
-                Box::new(Language::new(base, lora, dataset, pack_tokens)?)
+                Box::new(Language::new(base, lora, initial, dataset, pack_tokens)?)
             }
         })
     }

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use zerog_model::{
-    BaseModel, LoraConfig, ModelError, PreferenceBatch, PreferenceLoss, Trainable, TrainableModel,
+    BaseModel, LoraAdapter, LoraConfig, ModelError, PreferenceBatch, PreferenceLoss, Trainable,
+    TrainableModel,
 };
 use zerog_tokenization::{Example, PreferencePair, RenderedDataset, Sample, Tokenizer};
 
@@ -29,6 +30,7 @@ impl Preference {
     pub(crate) fn new(
         base: Arc<BaseModel>,
         lora: LoraConfig,
+        initial: Option<&LoraAdapter>,
         beta: f64,
         dataset: RenderedDataset,
         pack_tokens: usize,
@@ -40,7 +42,7 @@ impl Preference {
             })
         };
         Ok(Self {
-            model: new_model(&base, &lora)?,
+            model: new_model(&base, &lora, initial)?,
             base,
             beta,
             training: pairs(dataset.training),

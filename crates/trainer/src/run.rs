@@ -22,7 +22,7 @@ use crate::memory::{self, Load, Shape};
 use crate::method::{Base, Conclusion, Method};
 use crate::progress::Progress;
 use crate::schedule::Schedule;
-use crate::sealing::{seal_file, with_opened};
+use crate::sealing::{open_file, seal_file, with_opened};
 use crate::step::run_step;
 use crate::validation::{Measurements, Plan};
 
@@ -52,6 +52,10 @@ pub fn run(
     let dataset = read_dataset(directory, key, &tokenizer, options)?;
     let report_of_dataset = dataset.report;
     let base_model_sha256 = base.sha256_hex();
+    let initial = match job.params.continue_from {
+        Some(_) => Some(base.read_adapter(&open_file(&directory.initial(), key)?)?),
+        None => None,
+    };
     let shape = base.shape(&job.params);
     let load = load_of(&dataset, &job.params, options);
 
@@ -59,7 +63,7 @@ pub fn run(
         fingerprint: job.fingerprint(&base_model_sha256),
         total_steps: job.params.total_steps(dataset.training.len() as u64),
         dataset: report_of_dataset,
-        method: base.method(&job.params, dataset, shape.pack_tokens())?,
+        method: base.method(&job.params, initial, dataset, shape.pack_tokens())?,
         job: &job,
         directory,
         key,

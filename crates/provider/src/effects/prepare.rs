@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 use super::EffectError;
 use crate::app::App;
 use crate::catalogue::BaseModelEntry;
+use crate::continued;
 use crate::http::fee_terms;
 use crate::store::{DatasetRow, TaskRow};
 use crate::vault::{KeyUse, create_private_folder, open_to_memory, seal_to_file};
@@ -42,8 +43,13 @@ pub(crate) async fn run(
     })?;
     let params = TrainingParams::parse(&row.training_params, role.schema, entry.max_tokens)
         .map_err(|error| EffectError::permanent(FailureReason::Internal, error))?;
+    let (params, earlier) = continued::resolve(app, row.task.user, entry, params).await?;
     let dataset = find_dataset(app, row).await?;
-    let count = prepare_job(app, row, entry, &params, &dataset).await?;
+    let initial = match &earlier {
+        Some(earlier) => Some(continued::archive(app, earlier).await?),
+        None => None,
+    };
+    let count = prepare_job(app, row, entry, &params, &dataset, initial).await?;
     let fee = fee::quote(&fee_terms(role, entry, &params, &count))
         .map_err(|error| EffectError::permanent(FailureReason::DatasetInvalid, error))?;
     check_account(app, row, fee.total).await?;
@@ -134,6 +140,7 @@ async fn prepare_job(
     entry: &BaseModelEntry,
     params: &TrainingParams,
     dataset: &DatasetRow,
+    initial: Option<Zeroizing<Vec<u8>>>,
 ) -> Result<TokenCount, EffectError> {
     let id = row.id();
     let dataset_key = app.vault.open_key(
@@ -180,6 +187,10 @@ async fn prepare_job(
             &job_key,
             None,
         )?;
+        if let Some(initial) = initial {
+            let mut archive = initial.as_slice();
+            seal_to_file(&directory.initial(), &mut archive, &job_key, None)?;
+        }
         job.write(&directory)
             .map_err(|error| EffectError::retry(FailureReason::Internal, error))?;
         Ok(count)

@@ -47,7 +47,7 @@ pub(crate) async fn quote(
     signing::verify_personal(digest, &request.signature, user).map_err(failed)?;
     let _slot = app.limiter.transfer(user)?;
     let entry = tasks::base_model(&app, &request.pre_trained_model_hash)?;
-    let params = tasks::training_params(role, entry, &request.training_params)?;
+    let params = tasks::training_params(&app, role, user, entry, &request.training_params).await?;
     let dataset = app
         .store
         .dataset(user, &request.dataset_hash)

@@ -14,8 +14,9 @@ use zerog_lifecycle::{Event, Task, Terms};
 use zerog_protocol::fine_tuning_api::{
     CancelTaskRequest, CreateTaskRequest, CreateTaskResponse, StateTime, TaskView, TrainingProgress,
 };
+use zerog_protocol::models::ModelKind;
 use zerog_protocol::task::TaskState;
-use zerog_protocol::training_params::TrainingParams;
+use zerog_protocol::training_params::{TrainingMethod, TrainingParams};
 use zerog_protocol::{TaskId, signing};
 
 use super::error::ApiError;
@@ -23,6 +24,7 @@ use super::{auth, quotes};
 use crate::app::App;
 use crate::catalogue::BaseModelEntry;
 use crate::config::FineTuningConfig;
+use crate::continued::{self, ContinueError};
 use crate::store::{ApplyOutcome, NewTask, StoreError, TaskRow};
 use crate::task_log;
 
@@ -70,7 +72,7 @@ async fn accept(
         return Err(ApiError::bad_request("invalid_address", text).field("userAddress"));
     }
     let entry = base_model(app, &request.pre_trained_model_hash)?;
-    let params = training_params(role, entry, &request.training_params)?;
+    let params = training_params(app, role, user, entry, &request.training_params).await?;
     let dataset_root: B256 = match request.dataset_hash.parse() {
         Ok(root) if request.dataset_hash.len() == 66 => root,
         _ => {
@@ -126,15 +128,30 @@ pub(super) fn base_model<'a>(app: &'a App, hash: &str) -> Result<&'a BaseModelEn
     })
 }
 
-/// The parameters of a request, if this provider and model take them.
-pub(super) fn training_params(
+/// The parameters of a request, if this provider and model take them from this user.
+pub(super) async fn training_params(
+    app: &App,
     role: &FineTuningConfig,
+    user: Address,
     entry: &BaseModelEntry,
     text: &str,
 ) -> Result<TrainingParams, ApiError> {
-    TrainingParams::parse(text, role.schema, entry.max_tokens).map_err(|error| {
+    let refused = |error: &dyn std::fmt::Display| {
         ApiError::bad_request("invalid_training_params", error.to_string()).field("trainingParams")
-    })
+    };
+    let params = TrainingParams::parse(text, role.schema, entry.max_tokens)
+        .map_err(|error| refused(&error))?;
+    if params.training_method == TrainingMethod::Dpo && entry.kind != ModelKind::CausalLanguage {
+        let name = &entry.config.name;
+        return Err(refused(&format!(
+            "training_method \"dpo\" compares answers of a language model; {name} classifies text: use \"sft\""
+        )));
+    }
+    match continued::resolve(app, user, entry, params).await {
+        Ok((params, _)) => Ok(params),
+        Err(ContinueError::Store(error)) => Err(error.into()),
+        Err(error) => Err(refused(&error)),
+    }
 }
 
 fn max_fee(text: &str) -> Result<Option<U256>, ApiError> {

@@ -1,7 +1,7 @@
 //! Tasks that learn something else than answers: preferences with a validation set, and the class of texts.
 
 use serde_json::{Value, json};
-use zerog_protocol::models;
+use zerog_protocol::{TaskId, models};
 use zerog_provider::Provider;
 
 use crate::world::{User, World, now_s};
@@ -112,4 +112,80 @@ fn encoder(folder: &std::path::Path) -> std::path::PathBuf {
     });
     std::fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
     folder.to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_adapter_is_trained_further_by_its_owner_alone() {
+    let world = World::start().await;
+    let mut config = world.config("p");
+    // What ended is cleaned up here at once, so that the adapter comes back from storage.
+    config.fine_tuning.as_mut().unwrap().artifact_retention_s = 2;
+    let archives = config.data_dir.join("archives");
+    let provider = Provider::start(config).await.unwrap();
+    world.accept(&provider).await;
+    let user = world.user(3, &provider).await;
+    let (task, log) = walk(
+        &user,
+        crate::world::MOCK_MODEL,
+        &crate::world::dataset(),
+        json!({"lora_rank": 4, "num_train_epochs": 6, "learning_rate": 0.005, "lora_dropout": 0}),
+    )
+    .await;
+    assert_eq!(task["progress"], "Delivered", "{log}");
+    let id: TaskId = task["id"].as_str().unwrap().parse().unwrap();
+    let further = json!({"continue_from": id.to_string(), "max_steps": 1, "lora_dropout": 0});
+
+    // Not before the result is the user's, and never somebody else's.
+    let request = |user: &User, hash: &str, params: &Value, nonce: u64| {
+        let mut request = user.task_request(hash, now_s() * 10_000_000 + nonce);
+        request["trainingParams"] = params.to_string().into();
+        let user = user.clone();
+        async move { user.create(request).await }
+    };
+    let hash = task["datasetHash"].as_str().unwrap().to_owned();
+    user.chain
+        .fine_tuning()
+        .acknowledge_deliverable(user.provider, &id.to_string())
+        .await
+        .unwrap();
+    user.wait(id, &["Finished"]).await;
+    let stranger = world.user(4, &provider).await;
+    let uploaded = stranger
+        .upload("d.jsonl", crate::world::dataset().as_bytes())
+        .await;
+    let foreign = uploaded.json()["datasetHash"].as_str().unwrap().to_owned();
+    let text = request(&stranger, &foreign, &further, 50)
+        .await
+        .refusal(400, "invalid_training_params");
+    assert!(text.contains("list-tasks"), "{text}");
+    let shaped = json!({"continue_from": id.to_string(), "lora_rank": 8});
+    let text = request(&user, &hash, &shaped, 51)
+        .await
+        .refusal(400, "invalid_training_params");
+    assert!(text.contains("remove lora_rank"), "{text}");
+
+    let archive = archives.join(format!("{id}.data"));
+    let started = std::time::Instant::now();
+    while archive.exists() {
+        assert!(
+            started.elapsed().as_secs() < 60,
+            "{} stays",
+            archive.display()
+        );
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    let (next, log) = walk(
+        &user,
+        crate::world::MOCK_MODEL,
+        &crate::world::dataset(),
+        further,
+    )
+    .await;
+    assert_eq!(next["progress"], "Delivered", "{log}");
+    let loss = |task: &Value, name: &str| task["training"][name].as_f64().unwrap();
+    assert!(
+        loss(&next, "loss") < loss(&task, "firstLoss") * 0.7,
+        "{next}\n{task}"
+    );
+    provider.shutdown().await;
 }

@@ -5,7 +5,9 @@ use zerog_model::{ClassifierBase, LoraAdapter};
 use zerog_protocol::training_params::{ExcessLengthStrategy, TrainingMethod, TrainingParams};
 use zerog_trainer::{Canary, Progress};
 
-use crate::workshop::{Case, classification, language, params, preference, run_job};
+use crate::workshop::{
+    Case, QUESTIONS, classification, dora, key, language, params, preference, run_job,
+};
 
 /// Steps and losses of the measurements, with whether each was the best.
 fn measurements(records: &[Progress]) -> Vec<(u64, f64, bool)> {
@@ -327,4 +329,95 @@ fn a_dataset_of_another_kind_is_refused_with_what_is_needed() {
         assert_eq!(error.code(), code, "{error}");
         assert!(error.to_string().contains(text), "{error}");
     }
+}
+
+/// Runs a case with an archive laid beside its dataset; the loss of its first step and the whole outcome.
+fn continue_from(case: &Case, archive: &[u8]) -> Result<(f64, Vec<u8>), zerog_trainer::TrainError> {
+    let folder = tempfile::tempdir().unwrap();
+    let directory = case.prepare(folder.path());
+    zerog_trainer::seal_file(&directory.initial(), &mut &archive[..], &key()).unwrap();
+    let (outcome, records) = run_job(&directory, None);
+    outcome?;
+    let first = records.iter().find_map(|record| match record {
+        Progress::Step { step: 1, loss, .. } => Some(*loss),
+        _ => None,
+    });
+    let archive = zerog_trainer::open_file(&directory.adapter(), &key()).unwrap();
+    Ok((first.unwrap(), archive))
+}
+
+#[test]
+fn an_adapter_is_trained_further_from_where_it_ended() {
+    // Without dropout and noise the loss of a step is the model's own.
+    let quiet = |params: TrainingParams| TrainingParams {
+        lora_dropout: 0.0,
+        neftune_noise_alpha: 0.0,
+        validation_split: 0.0,
+        per_device_train_batch_size: QUESTIONS.len() as u32,
+        ..params
+    };
+    let first = Case {
+        params: quiet(dora().params),
+        ..language()
+    };
+    let earlier = first.run();
+    let again = Case {
+        params: TrainingParams {
+            continue_from: Some("6b607314-88b0-4fef-91e7-43227a54de57".parse().unwrap()),
+            gradient_accumulation_steps: 1,
+            ..first.params.clone()
+        },
+        ..language()
+    };
+    let (loss, archive) = continue_from(&again, &earlier.archive).unwrap();
+    let Some(Progress::Evaluated {
+        base_loss,
+        tuned_loss,
+        ..
+    }) = earlier
+        .records
+        .iter()
+        .find(|record| matches!(record, Progress::Evaluated { .. }))
+    else {
+        panic!("{:?}", earlier.records)
+    };
+    assert!(
+        (loss - tuned_loss).abs() < 1e-4 && loss < base_loss * 0.9,
+        "{loss} goes on from {tuned_loss}, not from {base_loss}"
+    );
+    assert_ne!(archive, earlier.archive);
+
+    // Preferences start from what was learned before, too.
+    let preferred = Case {
+        params: TrainingParams {
+            continue_from: again.params.continue_from,
+            use_dora: true,
+            use_rslora: true,
+            ..preference().params
+        },
+        ..preference()
+    };
+    continue_from(&preferred, &earlier.archive).unwrap();
+
+    let other_rank = Case {
+        params: TrainingParams {
+            lora_rank: again.params.lora_rank * 2,
+            ..again.params.clone()
+        },
+        ..language()
+    };
+    let refused = continue_from(&other_rank, &earlier.archive).unwrap_err();
+    assert_eq!(refused.code(), "bad_model", "{refused}");
+    let refused = continue_from(&again, b"not a zip").unwrap_err();
+    assert_eq!(refused.code(), "bad_params", "{refused}");
+    let folder = tempfile::tempdir().unwrap();
+    let classifier = Case {
+        params: TrainingParams {
+            continue_from: again.params.continue_from,
+            ..classification(folder.path()).params
+        },
+        ..classification(folder.path())
+    };
+    let refused = continue_from(&classifier, &earlier.archive).unwrap_err();
+    assert_eq!(refused.code(), "bad_params", "{refused}");
 }

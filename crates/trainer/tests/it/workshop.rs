@@ -144,7 +144,7 @@ pub(crate) fn params() -> TrainingParams {
     }
 }
 
-const QUESTIONS: [(&str, &str); 8] = [
+pub(crate) const QUESTIONS: [(&str, &str); 8] = [
     ("What is the name of the ship?", "The Swallow."),
     ("Who is the captain?", "Ines Bell."),
     ("When does it leave?", "At eight."),
