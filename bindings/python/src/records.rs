@@ -121,7 +121,7 @@ record!(DeployResponse, this: status, adapter_name, message);
 
 record!(VerificationStep, this: kind, message);
 record!(Check, this:
-    id, name, detail,
+    id = this.id.to_string(), name, detail,
     status = format!("{:?}", this.status).to_lowercase());
 record!(VerificationReport, this:
     provider, is_valid, quote_available, signer_match, compose_hash_match, docker_images, tee_signer, expected_signer,

@@ -11,6 +11,7 @@
 
 pub mod backend;
 pub mod bundle;
+pub mod checks;
 mod encoding;
 pub mod event_log;
 pub mod keys;
@@ -24,11 +25,10 @@ pub use backend::simulated::{Simulated, SimulatedOptions};
 pub use backend::tdx_guest::TdxGuestBackend;
 pub use backend::{BackendError, TeeBackend, TeeKind};
 pub use bundle::{BundleError, QuoteBundle};
+pub use checks::{Check, CheckId, CheckStatus};
 pub use dcap_qvl::QuoteCollateralV3 as Collateral;
 pub use keys::{EnclaveKeys, KeyError, SealingKey};
-pub use policy::{
-    Assurance, Check, CheckStatus, Evidence, Level, Policy, Requirement, Verdict, evaluate,
-};
+pub use policy::{Assurance, Evidence, Level, Policy, Requirement, Verdict, evaluate};
 pub use quote::{QuoteError, TdxQuote};
 pub use report_data::{ReportData, ReportDataError};
 pub use verify::{TrustRoot, VerifiedTee, VerifyError, verify_quote};

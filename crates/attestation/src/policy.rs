@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use crate::backend::simulated;
 use crate::bundle::{QuoteBundle, body_signature_is_valid};
+use crate::checks::{Check, CheckId, CheckStatus};
 use crate::event_log::{self, RuntimeFacts};
 use crate::quote::TdxQuote;
 use crate::report_data::{self, ReportData};
@@ -78,38 +79,6 @@ pub enum Requirement {
     NothingFailed,
     /// Also [`Level::Simulated`]: for the development network alone.
     AllowSimulated,
-}
-
-/// Result of one check.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum CheckStatus {
-    /// Holds.
-    Pass,
-    /// Does not hold.
-    Fail,
-    /// Holds with a reservation, or asks for a person's review.
-    Warning,
-    /// Could not be checked with what was given.
-    Skipped,
-    /// Has no meaning for this provider.
-    Inapplicable,
-}
-
-/// One check, named as in the protocol text.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Check {
-    /// `V1` to `V18`.
-    pub id: &'static str,
-    /// What is checked.
-    pub name: &'static str,
-    /// What came out.
-    pub status: CheckStatus,
-    /// What was found, for people.
-    pub detail: String,
-    /// Whether leaving it open means that nothing is proven.
-    #[serde(skip)]
-    required: bool,
 }
 
 /// Measurements of a known operating-system image.
@@ -242,7 +211,7 @@ impl Verdict {
     }
 
     /// The check with the given id.
-    pub fn check(&self, id: &str) -> Option<&Check> {
+    pub fn check(&self, id: CheckId) -> Option<&Check> {
         self.checks.iter().find(|check| check.id == id)
     }
 }
@@ -253,10 +222,15 @@ pub fn evaluate(evidence: &Evidence<'_>, policy: &Policy, now_s: u64) -> Verdict
     judge.registration(evidence);
     match QuoteBundle::parse(evidence.body) {
         Ok(bundle) => {
-            judge.pass("V2", "quote body", true, "the body has every member");
+            judge.pass(
+                CheckId::QuoteBody,
+                "quote body",
+                true,
+                "the body has every member",
+            );
             judge.bundle(&bundle, evidence, policy, now_s);
         }
-        Err(error) => judge.fail("V2", "quote body", true, error.to_string()),
+        Err(error) => judge.fail(CheckId::QuoteBody, "quote body", true, error.to_string()),
     }
     judge.conclude()
 }
@@ -277,7 +251,7 @@ struct Judge {
 impl Judge {
     fn record(
         &mut self,
-        id: &'static str,
+        id: CheckId,
         name: &'static str,
         required: bool,
         status: CheckStatus,
@@ -292,29 +266,17 @@ impl Judge {
         });
     }
 
-    fn pass(
-        &mut self,
-        id: &'static str,
-        name: &'static str,
-        required: bool,
-        detail: impl Into<String>,
-    ) {
+    fn pass(&mut self, id: CheckId, name: &'static str, required: bool, detail: impl Into<String>) {
         self.record(id, name, required, CheckStatus::Pass, detail.into());
     }
 
-    fn fail(
-        &mut self,
-        id: &'static str,
-        name: &'static str,
-        required: bool,
-        detail: impl Into<String>,
-    ) {
+    fn fail(&mut self, id: CheckId, name: &'static str, required: bool, detail: impl Into<String>) {
         self.record(id, name, required, CheckStatus::Fail, detail.into());
     }
 
     fn open(
         &mut self,
-        id: &'static str,
+        id: CheckId,
         name: &'static str,
         status: CheckStatus,
         detail: impl Into<String>,
@@ -358,23 +320,26 @@ impl Judge {
     fn registration(&mut self, evidence: &Evidence<'_>) {
         let name = "provider registered and acknowledged";
         match (evidence.registered_signer, evidence.acknowledged) {
-            (Some(signer), _) if signer.is_zero() => {
-                self.fail("V1", name, true, "no signer is registered on chain")
-            }
+            (Some(signer), _) if signer.is_zero() => self.fail(
+                CheckId::Registration,
+                name,
+                true,
+                "no signer is registered on chain",
+            ),
             (Some(_), Some(true)) => self.pass(
-                "V1",
+                CheckId::Registration,
                 name,
                 true,
                 "the contract owner has acknowledged the signer",
             ),
             (Some(_), Some(false)) => self.fail(
-                "V1",
+                CheckId::Registration,
                 name,
                 true,
                 "the contract owner has not acknowledged the signer",
             ),
             _ => self.record(
-                "V1",
+                CheckId::Registration,
                 name,
                 true,
                 CheckStatus::Skipped,
@@ -392,10 +357,17 @@ impl Judge {
     ) {
         let quote = match bundle.parsed_quote() {
             Ok(quote) => quote,
-            Err(error) => return self.fail("V3", "quote format", true, error.to_string()),
+            Err(error) => {
+                return self.fail(
+                    CheckId::QuoteFormat,
+                    "quote format",
+                    true,
+                    error.to_string(),
+                );
+            }
         };
         self.pass(
-            "V3",
+            CheckId::QuoteFormat,
             "quote format",
             true,
             format!("TDX quote version {}", quote.version),
@@ -427,7 +399,7 @@ impl Judge {
         let verified = if marked {
             if !policy.accept_development_root {
                 return self.fail(
-                    "V4",
+                    CheckId::QuoteSignature,
                     signature,
                     true,
                     "the TEE is simulated; only a development network accepts that",
@@ -442,13 +414,21 @@ impl Judge {
         } else {
             let Some(collateral) = evidence.collateral else {
                 let detail = "no collateral was given, so the signatures prove nothing".to_owned();
-                return self.record("V4", signature, true, CheckStatus::Skipped, detail);
+                return self.record(
+                    CheckId::QuoteSignature,
+                    signature,
+                    true,
+                    CheckStatus::Skipped,
+                    detail,
+                );
             };
             verify_quote(&bundle.quote, collateral, &TrustRoot::Intel, now_s)
         };
         let verified = match verified {
             Ok(verified) => verified,
-            Err(error) => return self.fail("V4", signature, true, error.to_string()),
+            Err(error) => {
+                return self.fail(CheckId::QuoteSignature, signature, true, error.to_string());
+            }
         };
         self.simulated = verified.simulated;
         self.hardware = !verified.simulated;
@@ -459,19 +439,27 @@ impl Judge {
         } else {
             "Intel's root"
         };
-        self.pass("V4", signature, true, format!("signed under {root}"));
+        self.pass(
+            CheckId::QuoteSignature,
+            signature,
+            true,
+            format!("signed under {root}"),
+        );
         match tcb_problem(&verified, policy) {
-            Some(problem) => self.fail("V6", tcb, true, problem),
-            None if verified.advisory_ids.is_empty() => {
-                self.pass("V6", tcb, true, verified.tcb_status.to_string())
-            }
+            Some(problem) => self.fail(CheckId::TcbStatus, tcb, true, problem),
+            None if verified.advisory_ids.is_empty() => self.pass(
+                CheckId::TcbStatus,
+                tcb,
+                true,
+                verified.tcb_status.to_string(),
+            ),
             None => {
                 let detail = format!(
                     "{}; advisories {}",
                     verified.tcb_status,
                     verified.advisory_ids.join(", ")
                 );
-                self.open("V6", tcb, CheckStatus::Warning, detail);
+                self.open(CheckId::TcbStatus, tcb, CheckStatus::Warning, detail);
             }
         }
     }
@@ -483,18 +471,26 @@ impl Judge {
             .is_some_and(|register| register.iter().any(|byte| *byte != 0));
         match (quote.is_marked_simulated(), quote.is_debug(), service) {
             (true, ..) => self.open(
-                "V5",
+                CheckId::DomainAttributes,
                 name,
                 CheckStatus::Inapplicable,
                 "simulated quotes are all marked DEBUG",
             ),
-            (false, true, _) => {
-                self.fail("V5", name, true, "the host can read this domain's memory")
+            (false, true, _) => self.fail(
+                CheckId::DomainAttributes,
+                name,
+                true,
+                "the host can read this domain's memory",
+            ),
+            (false, false, true) => self.fail(
+                CheckId::DomainAttributes,
+                name,
+                true,
+                "a service domain is bound to this one",
+            ),
+            (false, false, false) => {
+                self.pass(CheckId::DomainAttributes, name, true, "DEBUG is off")
             }
-            (false, false, true) => {
-                self.fail("V5", name, true, "a service domain is bound to this one")
-            }
-            (false, false, false) => self.pass("V5", name, true, "DEBUG is off"),
         }
     }
 
@@ -506,7 +502,7 @@ impl Judge {
         let (events, registers) = match replayed {
             Ok(replayed) => replayed,
             Err(error) => {
-                self.fail("V7", name, true, error.to_string());
+                self.fail(CheckId::EventLog, name, true, error.to_string());
                 return None;
             }
         };
@@ -518,13 +514,18 @@ impl Judge {
             .map(|(register, _)| format!("RTMR{register}"))
             .collect();
         if !different.is_empty() {
-            self.fail("V7", name, true, format!("{} differ", different.join(", ")));
+            self.fail(
+                CheckId::EventLog,
+                name,
+                true,
+                format!("{} differ", different.join(", ")),
+            );
             return None;
         }
         match event_log::runtime_facts(&events) {
             Ok(facts) => {
                 self.pass(
-                    "V7",
+                    CheckId::EventLog,
                     name,
                     true,
                     format!("{} events, all four registers equal", events.len()),
@@ -532,7 +533,7 @@ impl Judge {
                 Some(facts)
             }
             Err(error) => {
-                self.fail("V7", name, true, error.to_string());
+                self.fail(CheckId::EventLog, name, true, error.to_string());
                 None
             }
         }
@@ -548,14 +549,19 @@ impl Judge {
     ) {
         let (name, review) = ("compose hash", "compose review");
         let Some(text) = bundle.app_compose() else {
-            return self.fail("V8", name, true, "tcb_info carries no app_compose");
+            return self.fail(
+                CheckId::ComposeHash,
+                name,
+                true,
+                "tcb_info carries no app_compose",
+            );
         };
         let hash = sha256(text.as_bytes());
         self.compose_hash = Some(hex::encode(hash));
         let logged = facts.and_then(|facts| facts.compose_hash.as_deref());
         if logged != Some(hash.as_slice()) {
             return self.fail(
-                "V8",
+                CheckId::ComposeHash,
                 name,
                 true,
                 "the compose text is not the one in the event log",
@@ -565,7 +571,7 @@ impl Judge {
             let expected = [&[1], &hash[..], &[0; 15]].concat();
             if quote.mr_config_id.as_slice() != expected {
                 return self.fail(
-                    "V8",
+                    CheckId::ComposeHash,
                     name,
                     true,
                     "the compose text is not the one in MR_CONFIG_ID",
@@ -575,14 +581,14 @@ impl Judge {
         let known = policy.known_compose_hashes.contains(&hash);
         if !known && !policy.known_compose_hashes.is_empty() {
             return self.fail(
-                "V8",
+                CheckId::ComposeHash,
                 name,
                 true,
                 format!("compose hash {} is not on the list", hex::encode(hash)),
             );
         }
         self.pass(
-            "V8",
+            CheckId::ComposeHash,
             name,
             true,
             format!("SHA-256 {} is measured", hex::encode(hash)),
@@ -591,7 +597,7 @@ impl Judge {
         (self.images, findings) = review_compose(&text);
         match (known, findings.is_empty()) {
             (true, _) => self.pass(
-                "V11",
+                CheckId::ComposeReview,
                 review,
                 false,
                 "the compose text is on the list of reviewed ones",
@@ -601,9 +607,14 @@ impl Judge {
                     "no objection found by machine; images: {}",
                     self.images.join(", ")
                 );
-                self.open("V11", review, CheckStatus::Skipped, detail);
+                self.open(CheckId::ComposeReview, review, CheckStatus::Skipped, detail);
             }
-            (false, false) => self.open("V11", review, CheckStatus::Warning, findings.join("; ")),
+            (false, false) => self.open(
+                CheckId::ComposeReview,
+                review,
+                CheckStatus::Warning,
+                findings.join("; "),
+            ),
         }
     }
 
@@ -611,7 +622,7 @@ impl Judge {
         let name = "operating-system image";
         if policy.known_os_images.is_empty() {
             return self.open(
-                "V9",
+                CheckId::OsImage,
                 name,
                 CheckStatus::Skipped,
                 "no list of known images was given",
@@ -626,9 +637,9 @@ impl Judge {
                     .all(|(found, known)| found == known)
         });
         match known {
-            Some(image) => self.pass("V9", name, false, image.name.clone()),
+            Some(image) => self.pass(CheckId::OsImage, name, false, image.name.clone()),
             None => self.fail(
-                "V9",
+                CheckId::OsImage,
                 name,
                 false,
                 "MRTD and RTMR0–2 belong to no known image",
@@ -650,21 +661,34 @@ impl Judge {
         };
         match (field("name"), field("id")) {
             ("kms", id) if policy.known_kms_ids.iter().any(|known| known == id) => {
-                self.pass("V10", name, false, format!("kms {id}"));
+                self.pass(CheckId::KeyProvider, name, false, format!("kms {id}"));
             }
-            ("kms", id) if !policy.known_kms_ids.is_empty() => {
-                self.fail("V10", name, false, format!("unknown kms {id}"))
-            }
+            ("kms", id) if !policy.known_kms_ids.is_empty() => self.fail(
+                CheckId::KeyProvider,
+                name,
+                false,
+                format!("unknown kms {id}"),
+            ),
             ("kms", id) => self.open(
-                "V10",
+                CheckId::KeyProvider,
                 name,
                 CheckStatus::Warning,
                 format!("kms {id}, not compared with a list"),
             ),
-            ("simulated", _) => self.open("V10", name, CheckStatus::Warning, "simulated"),
-            ("", _) => self.open("V10", name, CheckStatus::Skipped, "no key-provider event"),
+            ("simulated", _) => self.open(
+                CheckId::KeyProvider,
+                name,
+                CheckStatus::Warning,
+                "simulated",
+            ),
+            ("", _) => self.open(
+                CheckId::KeyProvider,
+                name,
+                CheckStatus::Skipped,
+                "no key-provider event",
+            ),
             (other, _) => self.open(
-                "V10",
+                CheckId::KeyProvider,
                 name,
                 CheckStatus::Warning,
                 format!("{other} cannot keep keys across machines"),
@@ -677,32 +701,34 @@ impl Judge {
         let (binding, chain) = ("signer in the quote", "signer registered on chain");
         let data = match ReportData::parse(&quote.report_data) {
             Ok(data) => data,
-            Err(error) => return self.fail("V12", binding, true, error.to_string()),
+            Err(error) => return self.fail(CheckId::ReportData, binding, true, error.to_string()),
         };
         let signer = data.signer();
         self.signer = Some(signer);
         if bundle.report_data != quote.report_data {
             return self.fail(
-                "V12",
+                CheckId::ReportData,
                 binding,
                 true,
                 "report_data of the body is not the quote's",
             );
         }
         self.sealing_key = data.sealing_key();
-        self.pass("V12", binding, true, signer.to_checksum(None));
+        self.pass(CheckId::ReportData, binding, true, signer.to_checksum(None));
         match evidence.registered_signer {
-            Some(registered) if registered == signer => self.pass("V13", chain, true, "equal"),
+            Some(registered) if registered == signer => {
+                self.pass(CheckId::SignerOnChain, chain, true, "equal")
+            }
             Some(registered) => {
                 self.fail(
-                    "V13",
+                    CheckId::SignerOnChain,
                     chain,
                     true,
                     format!("the chain names {}", registered.to_checksum(None)),
                 );
             }
             None => self.record(
-                "V13",
+                CheckId::SignerOnChain,
                 chain,
                 true,
                 CheckStatus::Skipped,
@@ -717,16 +743,21 @@ impl Judge {
             (Some(signature), Some(signer))
                 if body_signature_is_valid(evidence.body, signature, signer) =>
             {
-                self.pass("V14", name, false, "signature recovers to the signer");
+                self.pass(
+                    CheckId::BodySignature,
+                    name,
+                    false,
+                    "signature recovers to the signer",
+                );
             }
             (Some(_), _) => self.fail(
-                "V14",
+                CheckId::BodySignature,
                 name,
                 false,
                 "the body's signature is not the signer's",
             ),
             (None, _) => self.open(
-                "V14",
+                CheckId::BodySignature,
                 name,
                 CheckStatus::Skipped,
                 "no signature; vm_config and GPU evidence are unauthenticated",
@@ -739,13 +770,13 @@ impl Judge {
         let (fresh, endpoint) = ("freshness", "endpoint bound to the enclave");
         let Some(challenge) = &evidence.challenge else {
             self.open(
-                "V15",
+                CheckId::Freshness,
                 fresh,
                 CheckStatus::Skipped,
                 "no nonce was sent; the quote may be old",
             );
             return self.open(
-                "V16",
+                CheckId::Endpoint,
                 endpoint,
                 CheckStatus::Skipped,
                 "TLS ends outside the proof",
@@ -760,21 +791,31 @@ impl Judge {
             )
         });
         if expected != Some(quote.report_data) {
-            self.fail("V15", fresh, false, "the quote does not answer the nonce");
+            self.fail(
+                CheckId::Freshness,
+                fresh,
+                false,
+                "the quote does not answer the nonce",
+            );
             return;
         }
         self.sealing_key = Some(challenge.sealing_key);
-        self.pass("V15", fresh, false, "the quote answers the nonce");
+        self.pass(
+            CheckId::Freshness,
+            fresh,
+            false,
+            "the quote answers the nonce",
+        );
         if challenge.tls_key_sha256 == [0; 32] {
             self.open(
-                "V16",
+                CheckId::Endpoint,
                 endpoint,
                 CheckStatus::Skipped,
                 "TLS ends outside the proof",
             );
         } else {
             self.pass(
-                "V16",
+                CheckId::Endpoint,
                 endpoint,
                 false,
                 format!("TLS key {}", hex::encode(challenge.tls_key_sha256)),
@@ -786,7 +827,7 @@ impl Judge {
         let name = "confidential GPU";
         let Some(payload) = &bundle.nvidia_payload else {
             return self.open(
-                "V17",
+                CheckId::GpuEvidence,
                 name,
                 CheckStatus::Inapplicable,
                 "the provider shows no GPU evidence",
@@ -799,14 +840,14 @@ impl Judge {
             .trim_start_matches("0x");
         if nonce.eq_ignore_ascii_case(&hex::encode(report_data::gpu_nonce(&quote.report_data))) {
             self.open(
-                "V17",
+                CheckId::GpuEvidence,
                 name,
                 CheckStatus::Skipped,
                 "the nonce fits; the evidence itself needs NVIDIA's service",
             );
         } else {
             self.fail(
-                "V17",
+                CheckId::GpuEvidence,
                 name,
                 false,
                 "the GPU evidence belongs to another signer",
@@ -825,7 +866,7 @@ impl Judge {
             .collect();
         let Some(last) = updates.last() else {
             return self.open(
-                "V18",
+                CheckId::ImageUpdates,
                 name,
                 CheckStatus::Inapplicable,
                 "no update was recorded",
@@ -837,14 +878,14 @@ impl Judge {
         let signer = words.next().and_then(|word| word.parse::<Address>().ok());
         if signer.is_some() && signer == self.signer && is_pinned(image) {
             self.open(
-                "V18",
+                CheckId::ImageUpdates,
                 name,
                 CheckStatus::Warning,
                 format!("the image was replaced at run time: {image}"),
             );
         } else {
             self.fail(
-                "V18",
+                CheckId::ImageUpdates,
                 name,
                 false,
                 "the last recorded image is not pinned or belongs to another signer",

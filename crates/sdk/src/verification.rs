@@ -9,8 +9,8 @@ use serde_json::Value;
 use zerog_attestation::policy::Challenge;
 use zerog_attestation::report_data::ReportData;
 use zerog_attestation::{
-    Assurance, Check, Collateral, Evidence, Level, QuoteBundle, Requirement, Verdict, bundle,
-    evaluate,
+    Assurance, Check, CheckId, Collateral, Evidence, Level, QuoteBundle, Requirement, Verdict,
+    bundle, evaluate,
 };
 use zerog_protocol::seal::SEAL_VERSION;
 
@@ -293,13 +293,13 @@ impl Context {
             verdict = fresh;
             nonce = Some(hex::encode(sent));
         }
-        let passed = |id: &str| {
+        let passed = |id: CheckId| {
             verdict
                 .check(id)
                 .map(|check| check.status == zerog_attestation::CheckStatus::Pass)
         };
-        let signer_match = passed("V13") == Some(true);
-        let compose_hash_match = passed("V8");
+        let signer_match = passed(CheckId::SignerOnChain) == Some(true);
+        let compose_hash_match = passed(CheckId::ComposeHash);
         log("step", "🔑 Step 3: TEE Signer Address Verification".into());
         log(
             "info",

@@ -1,9 +1,9 @@
 //! Recorded quotes of real machines, with their collateral, at a time when it was valid.
 
-use zerog_attestation::policy::{CheckStatus, Level};
+use zerog_attestation::policy::Level;
 use zerog_attestation::{
-    Collateral, Evidence, Policy, QuoteBundle, TdxQuote, TrustRoot, VerifyError, evaluate,
-    event_log, verify_quote,
+    CheckId, CheckStatus, Collateral, Evidence, Policy, QuoteBundle, TdxQuote, TrustRoot,
+    VerifyError, evaluate, event_log, verify_quote,
 };
 
 use crate::fixture;
@@ -167,12 +167,12 @@ fn a_real_report_without_a_signer_fails_by_name() {
     let verdict = evaluate(&evidence, &Policy::default(), TIME_OF_DSTACK);
     assert_eq!(verdict.level, Level::Failed);
     for (id, status) in [
-        ("V3", CheckStatus::Pass),
-        ("V4", CheckStatus::Pass),
-        ("V5", CheckStatus::Pass),
-        ("V6", CheckStatus::Pass),
-        ("V7", CheckStatus::Pass),
-        ("V12", CheckStatus::Fail),
+        (CheckId::QuoteFormat, CheckStatus::Pass),
+        (CheckId::QuoteSignature, CheckStatus::Pass),
+        (CheckId::DomainAttributes, CheckStatus::Pass),
+        (CheckId::TcbStatus, CheckStatus::Pass),
+        (CheckId::EventLog, CheckStatus::Pass),
+        (CheckId::ReportData, CheckStatus::Fail),
     ] {
         assert_eq!(verdict.check(id).unwrap().status, status, "{id}");
     }
@@ -181,7 +181,10 @@ fn a_real_report_without_a_signer_fails_by_name() {
         ..evidence
     };
     let verdict = evaluate(&without, &Policy::default(), TIME_OF_DSTACK);
-    assert_eq!(verdict.check("V4").unwrap().status, CheckStatus::Skipped);
+    assert_eq!(
+        verdict.check(CheckId::QuoteSignature).unwrap().status,
+        CheckStatus::Skipped
+    );
     assert_eq!(
         verdict.level,
         Level::Failed,

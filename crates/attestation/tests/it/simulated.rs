@@ -3,10 +3,10 @@
 use alloy_primitives::Address;
 use zerog_attestation::backend::simulated::{development_collateral, development_root};
 use zerog_attestation::bundle::sign_body;
-use zerog_attestation::policy::{Assurance, Challenge, CheckStatus, Level, Requirement};
+use zerog_attestation::policy::{Assurance, Challenge, Level, Requirement};
 use zerog_attestation::{
-    EnclaveKeys, Evidence, Policy, QuoteBundle, Simulated, SimulatedOptions, TeeBackend, TrustRoot,
-    evaluate, verify_quote,
+    CheckId, CheckStatus, EnclaveKeys, Evidence, Policy, QuoteBundle, Simulated, SimulatedOptions,
+    TeeBackend, TrustRoot, evaluate, verify_quote,
 };
 
 const NOW: u64 = 1_790_000_000;
@@ -94,7 +94,16 @@ fn a_devnet_verdict_is_simulated_and_never_more() {
     assert!(verdict.satisfies(Requirement::AllowSimulated));
     assert!(!verdict.satisfies(Requirement::NothingFailed));
     for id in [
-        "V1", "V2", "V3", "V4", "V6", "V7", "V8", "V12", "V13", "V14",
+        CheckId::Registration,
+        CheckId::QuoteBody,
+        CheckId::QuoteFormat,
+        CheckId::QuoteSignature,
+        CheckId::TcbStatus,
+        CheckId::EventLog,
+        CheckId::ComposeHash,
+        CheckId::ReportData,
+        CheckId::SignerOnChain,
+        CheckId::BodySignature,
     ] {
         assert_eq!(verdict.check(id).unwrap().status, CheckStatus::Pass, "{id}");
     }
@@ -102,7 +111,7 @@ fn a_devnet_verdict_is_simulated_and_never_more() {
     assert_eq!(strict.level, Level::Failed);
     assert_eq!(
         strict.failures().map(|check| check.id).collect::<Vec<_>>(),
-        ["V4"]
+        [CheckId::QuoteSignature]
     );
 }
 
@@ -148,23 +157,26 @@ fn each_lie_fails_its_own_check() {
     };
     assert_eq!(
         level_of(&body, Address::repeat_byte(9)),
-        (Level::Failed, vec!["V13"])
+        (Level::Failed, vec![CheckId::SignerOnChain])
     );
     let foreign = zerog_attestation::report_data::legacy(Address::repeat_byte(9));
     let report_data = zerog_attestation::report_data::to_base64(&foreign);
     assert_eq!(
         level_of(&with("report_data", report_data.into()), signer).1,
-        ["V12"]
+        [CheckId::ReportData]
     );
     assert_eq!(
         level_of(&with("event_log", "[]".into()), signer).1,
-        ["V7", "V8"]
+        [CheckId::EventLog, CheckId::ComposeHash]
     );
     assert_eq!(
         level_of(&with("tcb_info", r#"{"app_compose":"{}"}"#.into()), signer).1,
-        ["V8"]
+        [CheckId::ComposeHash]
     );
-    assert_eq!(level_of(&with("quote", "00".into()), signer).1, ["V3"]);
+    assert_eq!(
+        level_of(&with("quote", "00".into()), signer).1,
+        [CheckId::QuoteFormat]
+    );
     assert_eq!(
         level_of(
             &with(
@@ -174,15 +186,18 @@ fn each_lie_fails_its_own_check() {
             signer
         )
         .1,
-        ["V2"]
+        [CheckId::QuoteBody]
     );
-    assert_eq!(level_of("not json", signer).1, ["V2"]);
-    assert_eq!(level_of(r#"{"gpu_evidence":1}"#, signer).1, ["V2"]);
+    assert_eq!(level_of("not json", signer).1, [CheckId::QuoteBody]);
+    assert_eq!(
+        level_of(r#"{"gpu_evidence":1}"#, signer).1,
+        [CheckId::QuoteBody]
+    );
     let signature = sign_body(&keys.signer, b"another body");
     let verdict = evaluate(&evidence(&body, &signature, signer), &Policy::devnet(), NOW);
     assert_eq!(
         verdict.failures().map(|check| check.id).collect::<Vec<_>>(),
-        ["V14"]
+        [CheckId::BodySignature]
     );
 }
 
@@ -208,14 +223,17 @@ fn a_nonce_is_answered_or_refused() {
         evaluate(&evidence, &Policy::devnet(), NOW)
     };
     let answered = ask(challenge.clone());
-    assert_eq!(answered.check("V15").unwrap().status, CheckStatus::Pass);
+    assert_eq!(
+        answered.check(CheckId::Freshness).unwrap().status,
+        CheckStatus::Pass
+    );
     assert_eq!(answered.sealing_key, Some(keys.sealing.public()));
     let old = ask(Challenge {
         nonce: [4; 32],
         ..challenge
     });
     assert_eq!(
-        (old.level, old.check("V15").unwrap().status),
+        (old.level, old.check(CheckId::Freshness).unwrap().status),
         (Level::Failed, CheckStatus::Fail)
     );
 }
