@@ -1,8 +1,7 @@
 //! Between JSON-RPC and EVM: transaction environments, and what execution results mean in words.
 
 use alloy_consensus::{
-    Transaction as _, TxEnvelope, Typed2718,
-    transaction::{Recovered, SignerRecoverable},
+    Transaction as _, TxEnvelope, Typed2718, crypto::SECP256K1N_HALF, transaction::Recovered,
 };
 use alloy_eips::Decodable2718;
 use alloy_primitives::{Address, Bytes, TxKind, U256, hex};
@@ -14,6 +13,10 @@ use revm::{
         result::{EVMError, ExecutionResult, HaltReason, InvalidTransaction},
     },
     primitives::hardfork::SpecId,
+};
+use secp256k1::{
+    Message, SECP256K1,
+    ecdsa::{RecoverableSignature, RecoveryId},
 };
 
 use crate::RpcError;
@@ -32,10 +35,26 @@ pub(crate) fn decode_transaction(raw: &[u8]) -> Result<Recovered<TxEnvelope>, Rp
     if transaction.is_eip4844() {
         return Err(RpcError::server("transaction type not supported"));
     }
-    let sender = transaction
-        .recover_signer()
-        .map_err(|_| RpcError::server("invalid sender"))?;
+    let sender = recover_sender(&transaction).ok_or_else(|| RpcError::server("invalid sender"))?;
     Ok(Recovered::new_unchecked(transaction, sender))
+}
+
+/// The sender of a transaction, by libsecp256k1: this is most of what a transaction costs here, and four times faster
+/// than in pure Rust. As on Ethereum, only the smaller of the two values of `s` is a signature (EIP-2).
+fn recover_sender(transaction: &TxEnvelope) -> Option<Address> {
+    let signature = transaction.signature();
+    if signature.s() > SECP256K1N_HALF {
+        return None;
+    }
+    let recovery = RecoveryId::try_from(i32::from(signature.v())).ok()?;
+    let compact = &signature.as_bytes()[..64];
+    let signature = RecoverableSignature::from_compact(compact, recovery).ok()?;
+    let message = Message::from_digest(transaction.signature_hash().0);
+    let key = SECP256K1.recover_ecdsa(message, &signature).ok()?;
+    // Without the leading byte, which says that the point is not compressed.
+    Some(Address::from_raw_public_key(
+        &key.serialize_uncompressed()[1..],
+    ))
 }
 
 pub(crate) fn configuration(chain_id: u64) -> CfgEnv {

@@ -1,6 +1,10 @@
 //! Sending, queueing, refusing, calling, estimating.
 
-use alloy_primitives::{Address, U256};
+use alloy::{
+    consensus::{SignableTransaction, TxEnvelope, crypto::SECP256K1N_HALF},
+    eips::eip2718::{Decodable2718, Encodable2718},
+};
+use alloy_primitives::{Address, Signature, U256, hex};
 use serde_json::json;
 use zerog_devchain::accounts::ACCOUNTS;
 
@@ -405,4 +409,31 @@ async fn a_call_sees_the_time_of_the_next_block() {
             .await,
         word(before + 86_400)
     );
+}
+
+/// The other `s` of a signature recovers the same sender, and is none on Ethereum (EIP-2).
+#[tokio::test]
+async fn the_larger_s_of_a_signature_is_refused() {
+    let node = serve(options()).await;
+    let raw = Send {
+        kind: Kind::DynamicFee,
+        ..Default::default()
+    }
+    .sign();
+    let signed = TxEnvelope::decode_2718(&mut raw.as_ref()).unwrap();
+    let TxEnvelope::Eip1559(signed) = signed else {
+        panic!("{signed:?}")
+    };
+    let order = SECP256K1N_HALF * U256::from(2) + U256::ONE;
+    let signature = signed.signature();
+    let turned = Signature::new(signature.r(), order - signature.s(), !signature.v());
+    let turned = TxEnvelope::from(signed.tx().clone().into_signed(turned)).encoded_2718();
+    let error = node
+        .error(
+            "eth_sendRawTransaction",
+            json!([hex::encode_prefixed(turned)]),
+        )
+        .await;
+    assert_eq!(error["message"], "invalid sender", "{error}");
+    node.send(&raw).await;
 }
