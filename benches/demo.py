@@ -51,7 +51,7 @@ def main():
 
 def until_training(states):
     """Seconds from the task's creation to the state Training; that state begins with the trainer's process."""
-    times = {entry["state"]: entry["atMs"] for entry in states}
+    times = {entry["state"]: entry["at_ms"] for entry in states}
     return (times["Training"] - times["Init"]) / 1000
 
 

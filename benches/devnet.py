@@ -30,7 +30,7 @@ def main():
         starts=dict(type=int, default=11, help="how often readiness is measured"),
     )
     report = common.Report("Embedded chain", args)
-    folder = common.build(args, "-p zerog-chain --example contracts_chain")
+    folder = common.build(args, "--workspace --example contracts_chain")
     program = folder / "examples" / "contracts_chain"
     anvil = None
     if not args.no_peers:

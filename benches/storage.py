@@ -71,7 +71,7 @@ def write_file(path, mib):
 
 def our_root(folder, path):
     wall_s, cpu_s, peak, output = run_measured([folder / "0g-compute-cli", "storage", "root", "--file", path, "--json"])
-    return wall_s, cpu_s, peak, json.loads(output)["rootHash"]
+    return wall_s, cpu_s, peak, json.loads(output)["root_hash"]
 
 
 def roots(report, args, folder, scratch):

@@ -85,7 +85,10 @@ pub(crate) fn run(root: &Path, all: bool, test_arguments: &[String]) -> anyhow::
     }
     if all || parity::Reference::is_installed(root) {
         match parity::Reference::install(root) {
-            Ok(reference) => part("parity with PEFT", || reference.compare(root))?,
+            Ok(reference) => {
+                part("parity with PEFT", || reference.compare(root))?;
+                part("training speed, for the record", || reference.speed(root))?;
+            }
             Err(error) => skipped.push(format!("parity with PEFT: {error:#}")),
         }
     } else {

@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::check::{command, has};
+use crate::check::{cargo, command, has};
 
 /// Where the recorded numbers lie, which the ordinary tests read.
 const FIXTURES: &str = "fixtures/parity";
@@ -66,17 +66,14 @@ impl Reference {
         }
         self.generate(root, &theirs)?;
         let (theirs, ours) = (theirs.to_string_lossy(), ours.to_string_lossy());
-        let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
-        let mut example = Command::new(cargo);
-        example.args([
-            "run",
-            "--quiet",
-            "--package",
-            "zerog-model",
-            "--example",
-            "parity",
-        ]);
-        example.args(["--", &theirs, &ours]);
+        // Of the whole workspace, so that the crates of the tests are used again and not built with other features.
+        cargo(
+            root,
+            &["build", "--quiet", "--workspace", "--example", "parity"],
+            &[],
+        )?;
+        let mut example = Command::new(root.join("target/debug/examples/parity"));
+        example.args([&*theirs, &*ours]);
         let mut verification = Command::new(&self.python);
         verification.args(["parity/reference.py", "verify", &theirs, &ours]);
 
@@ -87,6 +84,39 @@ impl Reference {
         let failed = rows.iter().filter(|row| row["passed"] != true).count();
         if rows.is_empty() || failed > 0 {
             bail!("{failed} of {} measures exceed their limit", rows.len());
+        }
+        Ok(())
+    }
+
+    /// A short run of the training benchmark against PEFT, for the record: tests measure no time, so a ratio that is
+    /// missed here fails nothing.
+    pub(crate) fn speed(&self, root: &Path) -> anyhow::Result<()> {
+        let examples = ["--example", "training_bench", "--example", "peak"];
+        let build = [&["build", "--quiet", "--workspace"], &examples[..]].concat();
+        cargo(root, &build, &[])?;
+        let results = root.join("target/parity/training.json");
+        if results.exists() {
+            fs::remove_file(&results)?;
+        }
+        let status = Command::new("python3")
+            .args([
+                "benches/training.py",
+                "--shape",
+                "small",
+                "--only",
+                "packed",
+            ])
+            .args(["--rounds", "1", "--steps", "1", "--bin-dir", "target/debug"])
+            .arg("--json")
+            .arg(&results)
+            .arg("--python")
+            .arg(&self.python)
+            .current_dir(root)
+            .stdin(Stdio::null())
+            .status()
+            .context("cannot start python3")?;
+        if !results.exists() {
+            bail!("the benchmark ended with {status}");
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ pub mod int8;
 mod invariant;
 mod low_rank;
 mod single;
+mod widened;
 
 pub use int8::Int8Weight;
 pub use invariant::forward_batch_invariant;
@@ -16,7 +17,6 @@ pub use low_rank::add_low_rank;
 pub(crate) use single::{Matrix, multiply_block};
 
 use half::bf16;
-use rayon::prelude::*;
 
 /// A borrowed weight matrix `(N, K)`, row-major.
 #[derive(Clone, Copy, Debug)]
@@ -99,9 +99,6 @@ impl Precision {
 
 /// Fewer rows than this are not worth the packing that the bf16 product does.
 const BF16_MINIMUM_ROWS: usize = 24;
-/// Elements of a weight that are widened at a time (2 MiB of f32), so that they stay in the cache.
-const WIDENED_ELEMENTS: usize = 512 * 1024;
-
 /// Widens bf16 to f32, exactly.
 pub fn widen(source: &[bf16], target: &mut [f32]) {
     assert_eq!(source.len(), target.len());
@@ -121,30 +118,6 @@ pub fn narrow(source: &[f32], target: &mut [bf16]) {
     assert_eq!(source.len(), target.len());
     for (target, source) in target.iter_mut().zip(source) {
         *target = bf16::from_f32(*source);
-    }
-}
-
-fn widen_parallel(source: &[bf16], target: &mut [f32]) {
-    const PIECE: usize = 64 * 1024;
-    if source.len() <= PIECE {
-        return widen(source, target);
-    }
-    target
-        .par_chunks_mut(PIECE)
-        .zip(source.par_chunks(PIECE))
-        .for_each(|(target, source)| widen(source, target));
-}
-
-/// Widens rows of `inputs` columns from `first` on, as many as `target` holds.
-fn widen_rows(weight: Weight<'_>, first: usize, inputs: usize, target: &mut [f32]) {
-    match weight {
-        Weight::Bf16(values) => {
-            widen_parallel(&values[first * inputs..][..target.len()], target);
-        }
-        other => target
-            .par_chunks_exact_mut(inputs.max(1))
-            .enumerate()
-            .for_each(|(index, row)| other.copy_row(first + index, inputs, row)),
     }
 }
 
@@ -205,24 +178,7 @@ pub fn forward(
         {
             bf16_product::forward(shape, x, weight, y, write);
         }
-        Weight::Bf16(_) | Weight::Int8(_) => {
-            let step = (WIDENED_ELEMENTS / inputs.max(1)).clamp(1, outputs.max(1));
-            with_widened(step * inputs, |widened| {
-                for first in (0..outputs).step_by(step) {
-                    let count = step.min(outputs - first);
-                    let widened = &mut widened[..count * inputs];
-                    widen_rows(weight, first, inputs, widened);
-                    single::multiply_columns(
-                        [rows, count, inputs],
-                        Matrix::rows(x, inputs),
-                        Matrix::columns(widened, inputs),
-                        (y, first, outputs),
-                        write,
-                        scale,
-                    );
-                }
-            });
-        }
+        Weight::Bf16(_) | Weight::Int8(_) => widened::forward(shape, x, weight, y, write, scale),
     }
 }
 
@@ -259,28 +215,7 @@ pub fn input_gradient(
         {
             bf16_product::input_gradient(shape, g, weight, dx, write);
         }
-        Weight::Bf16(_) | Weight::Int8(_) => {
-            let step = (WIDENED_ELEMENTS / inputs.max(1)).clamp(1, outputs.max(1));
-            with_widened(step * inputs, |widened| {
-                for first in (0..outputs).step_by(step) {
-                    let count = step.min(outputs - first);
-                    let widened = &mut widened[..count * inputs];
-                    widen_rows(weight, first, inputs, widened);
-                    single::multiply(
-                        [rows, inputs, count],
-                        Matrix {
-                            values: &g[first..],
-                            row_stride: outputs,
-                            column_stride: 1,
-                        },
-                        Matrix::rows(widened, inputs),
-                        (dx, inputs),
-                        if first == 0 { write } else { Write::Add },
-                        1.0,
-                    );
-                }
-            });
-        }
+        Weight::Bf16(_) | Weight::Int8(_) => widened::input_gradient(shape, g, weight, dx, write),
     }
 }
 

@@ -5,7 +5,7 @@ use super::Write;
 use gemm_common::Parallelism;
 
 /// Multiplications below which a product runs on the calling thread.
-const PARALLEL_WORK: usize = 1 << 19;
+pub(super) const PARALLEL_WORK: usize = 1 << 19;
 
 /// A matrix in a slice; element `(i, j)` is at `i·row_stride + j·column_stride`.
 #[derive(Clone, Copy)]
@@ -49,18 +49,6 @@ pub(super) fn multiply(
     write: Write,
     scale: f32,
 ) {
-    multiply_columns(sizes, a, b, (c.0, 0, c.1), write, scale);
-}
-
-/// [`multiply`] into a block of columns of a wider `c`: slice, first column, row stride.
-pub(super) fn multiply_columns(
-    sizes: [usize; 3],
-    a: Matrix<'_>,
-    b: Matrix<'_>,
-    c: (&mut [f32], usize, usize),
-    write: Write,
-    scale: f32,
-) {
     let [m, n, k] = sizes;
     let threads = if m * n * k >= PARALLEL_WORK {
         rayon::current_num_threads()
@@ -75,18 +63,15 @@ pub(super) fn multiply_columns(
     if m == 0 || n == 0 {
         return;
     }
-    let (c, first, stride) = c;
-    assert!(
-        (m - 1) * stride + first + n <= c.len(),
-        "result outside its slice"
-    );
+    let (c, stride) = c;
+    assert!((m - 1) * stride + n <= c.len(), "result outside its slice");
     // SAFETY: the block was just checked to lie inside the exclusively borrowed slice.
     unsafe {
         run(
             sizes,
             a,
             b,
-            c.as_mut_ptr().add(first),
+            c.as_mut_ptr(),
             stride,
             write,
             scale,
