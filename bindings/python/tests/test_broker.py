@@ -219,15 +219,18 @@ def test_verification_says_that_the_enclave_is_simulated(
     report = broker.fine_tuning.verify_service(network.provider, str(tmp_path / "audit"), lines.append)
     assert report.get("is_valid") is False and report["assurance"] == "simulated" and report.signer_match
     assert (tmp_path / "audit/fine_tuning_attestation_report.json").is_file()
-    verdict = json.loads((tmp_path / "audit/verdict.json").read_text(encoding="utf-8"))
+    verdict = json.loads((tmp_path / "audit/fine_tuning_verdict.json").read_text(encoding="utf-8"))
     assert verdict["verdict"]["level"] == "SIMULATED" and verdict["nonce"] == report["nonce"]
-    assert "SIMULATED" in (tmp_path / "audit/report.md").read_text(encoding="utf-8")
+    assert "SIMULATED" in (tmp_path / "audit/fine_tuning_report.md").read_text(encoding="utf-8")
     assert any("SIMULATED" in line for line in lines)
     quote = broker.fine_tuning.get_quote(network.provider)
     assert quote.signing_address.lower() == report.tee_signer.lower() == report.expected_signer.lower()
     steps: list[zerog_py_sdk.VerificationStep] = []
-    broker.inference.verify_service(network.provider, on_log=steps.append)
+    broker.inference.verify_service(network.provider, str(tmp_path / "audit"), steps.append)
     assert {"step", "warning"} <= {step.type for step in steps}
+    verdict = json.loads((tmp_path / "audit/verdict.json").read_text(encoding="utf-8"))
+    assert verdict["service"] == "inference", "both services fit into one folder"
+    assert (tmp_path / "audit/report.md").is_file() and (tmp_path / "audit/attestation_report.json").is_file()
 
 
 def test_storage_keeps_a_file_in_clear(

@@ -3,6 +3,7 @@
 //! The text travels verbatim and is signed for by nobody, so it is parsed once per side with the same code. The default
 //! schema is a superset of the published five keys; [`Schema::Strict`] is exactly those five (`docs/protocol.md`).
 
+use alloy_primitives::B256;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -114,13 +115,16 @@ pub struct TrainingParams {
     pub excess_length_strategy: ExcessLengthStrategy,
     /// Share of the records that is not trained on but measured, 0 to 0.5; drawn by `seed`.
     pub validation_split: f64,
-    /// Steps between two measurements on that share; 0 = at the end of each epoch.
+    /// Another dataset of the same user to measure on, by its hash; instead of `validation_split`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation_dataset: Option<B256>,
+    /// Steps between two measurements; 0 = at the end of each epoch.
     pub eval_steps: u32,
     /// Measurements without a better one after which training ends; 0 = never.
     pub early_stopping_patience: u32,
     /// By how much the loss must fall to count as better, 0 to 10.
     pub early_stopping_threshold: f64,
-    /// Deliver the state with the lowest measured loss instead of the last one; nothing without `validation_split`.
+    /// Deliver the state with the lowest measured loss instead of the last one; nothing where nothing is measured.
     pub load_best_model_at_end: bool,
     /// Task of the same user, provider and model whose adapter is trained further; `None` = a new adapter.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -166,6 +170,7 @@ impl Default for TrainingParams {
             dpo_beta: 0.1,
             excess_length_strategy: ExcessLengthStrategy::Truncate,
             validation_split: 0.0,
+            validation_dataset: None,
             eval_steps: 0,
             early_stopping_patience: 0,
             early_stopping_threshold: 0.0,
@@ -229,6 +234,14 @@ pub enum ParamsError {
         /// What must be set too, in words.
         needed: &'static str,
     },
+    /// Two parameters that say the same thing differently.
+    #[error("{key} and {other} both say which records are measured: keep one")]
+    Exclusive {
+        /// One.
+        key: &'static str,
+        /// The other.
+        other: &'static str,
+    },
     /// A parameter that the continued adapter decides.
     #[error(
         "{key} cannot be set together with continue_from: the adapter of that task keeps its own; remove {key}"
@@ -252,7 +265,7 @@ const STRICT_KEYS: [&str; 5] = [
     "max_steps",
 ];
 
-const KEYS: [&str; 32] = [
+const KEYS: [&str; 33] = [
     "num_train_epochs",
     "per_device_train_batch_size",
     "learning_rate",
@@ -280,6 +293,7 @@ const KEYS: [&str; 32] = [
     "dpo_beta",
     "excess_length_strategy",
     "validation_split",
+    "validation_dataset",
     "eval_steps",
     "early_stopping_patience",
     "early_stopping_threshold",
@@ -345,16 +359,29 @@ impl TrainingParams {
         let validation_split = read
             .number("validation_split", 0.0, 0.5)?
             .unwrap_or(defaults.validation_split);
+        let validation_dataset = read.parsed(
+            "validation_dataset",
+            "the hash of an uploaded dataset: 0x and 64 hexadecimal digits",
+        )?;
+        if validation_split > 0.0 && validation_dataset.is_some() {
+            return Err(ParamsError::Exclusive {
+                key: "validation_split",
+                other: "validation_dataset",
+            });
+        }
         let early_stopping_patience = read
             .integer("early_stopping_patience", 0, 1000)?
             .map_or(defaults.early_stopping_patience, |count| count as u32);
-        if early_stopping_patience > 0 && validation_split == 0.0 {
+        if early_stopping_patience > 0 && validation_split == 0.0 && validation_dataset.is_none() {
             return Err(ParamsError::Needs {
                 key: "early_stopping_patience",
-                needed: "validation_split, for example 0.1: without records set aside there is no loss to watch",
+                needed: "validation_split, for example 0.1, or validation_dataset: without records set aside there is no loss to watch",
             });
         }
-        let continue_from = read.task("continue_from")?;
+        let continue_from = read.parsed(
+            "continue_from",
+            "the id of an earlier task such as \"6b607314-88ba-4a39-9a43-0d5c5a1a7c11\"",
+        )?;
         if continue_from.is_some()
             && let Some(key) = SHAPE_KEYS.into_iter().find(|key| map.contains_key(*key))
         {
@@ -444,6 +471,7 @@ impl TrainingParams {
                 )?
                 .unwrap_or(defaults.excess_length_strategy),
             validation_split,
+            validation_dataset,
             eval_steps: read
                 .integer("eval_steps", 0, 1_000_000)?
                 .map_or(defaults.eval_steps, |steps| steps as u32),
@@ -573,14 +601,19 @@ impl Reader<'_> {
         }
     }
 
-    fn task(&self, key: &'static str) -> Result<Option<TaskId>, ParamsError> {
+    /// A text that reads as `T`, which `expected` describes.
+    fn parsed<T: std::str::FromStr>(
+        &self,
+        key: &'static str,
+        expected: &'static str,
+    ) -> Result<Option<T>, ParamsError> {
         let Some(value) = self.0.get(key) else {
             return Ok(None);
         };
-        let id = value.as_str().and_then(|text| text.parse().ok());
-        id.map(Some).ok_or_else(|| ParamsError::Type {
+        let parsed = value.as_str().and_then(|text| text.parse().ok());
+        parsed.map(Some).ok_or_else(|| ParamsError::Type {
             key,
-            expected: "the id of an earlier task such as \"6b607314-88ba-4a39-9a43-0d5c5a1a7c11\"",
+            expected,
             found: value.to_string(),
         })
     }
@@ -747,6 +780,14 @@ mod tests {
         assert!(text(r#"{"excess_length_strategy":"pad"}"#).contains("\"drop\""));
         assert!(text(r#"{"early_stopping_patience":2}"#).contains("validation_split"));
         assert!(text(r#"{"validation_split":0.9}"#).contains("between 0 and 0.5"));
+        let hash = format!("0x{}", "ab".repeat(32));
+        let with = |more: &str| format!(r#"{{"validation_dataset":"{hash}"{more}}}"#);
+        let params = extended(&with(r#","early_stopping_patience":2"#)).unwrap();
+        assert_eq!(params.validation_dataset.unwrap().to_string(), hash);
+        assert!(text(&with(r#","validation_split":0.1"#)).contains("keep one"));
+        assert!(
+            text(r#"{"validation_dataset":"val.jsonl"}"#).contains("hash of an uploaded dataset")
+        );
         // The file with every default is a file that is accepted.
         let defaults = serde_json::to_string(&TrainingParams::default()).unwrap();
         assert_eq!(extended(&defaults).unwrap(), TrainingParams::default());

@@ -410,13 +410,18 @@ fn refusal(provider: Address, verdict: &Verdict, requirement: Requirement) -> Er
 }
 
 fn write_report(folder: &Path, kind: ServiceKind, body: &[u8]) -> Result<PathBuf> {
-    let name = match kind {
-        ServiceKind::FineTuning => "fine_tuning_attestation_report.json",
-        ServiceKind::Inference => "attestation_report.json",
-    };
-    let path = folder.join(name);
+    let path = report_path(folder, kind, "attestation_report.json");
     write_file(&path, body)?;
     Ok(path)
+}
+
+/// Where a file of a verification lies: the published clients' prefix tells the services apart, so that both fit into one
+/// folder.
+fn report_path(folder: &Path, kind: ServiceKind, name: &str) -> PathBuf {
+    match kind {
+        ServiceKind::FineTuning => folder.join(format!("fine_tuning_{name}")),
+        ServiceKind::Inference => folder.join(name),
+    }
 }
 
 /// Writes the whole verdict beside the raw report: once for programs, once for people.
@@ -438,7 +443,10 @@ fn write_verdict(
         "nonce": nonce,
         "verdict": verdict,
     });
-    let (json_path, text_path) = (folder.join("verdict.json"), folder.join("report.md"));
+    let (json_path, text_path) = (
+        report_path(folder, kind, "verdict.json"),
+        report_path(folder, kind, "report.md"),
+    );
     let text = serde_json::to_vec_pretty(&document).expect("a verdict is plain data");
     write_file(&json_path, &text)?;
     let text = summary(registration, kind, nonce, verdict, &verified_at);

@@ -142,6 +142,12 @@ pub enum ExampleError {
         /// The most.
         limit: usize,
     },
+    /// A class to be measured that is not learned.
+    #[error("`label` {label:?} of the validation dataset does not occur in the training dataset")]
+    UnknownLabel {
+        /// The class.
+        label: String,
+    },
     /// Not one token of the whole dataset would be learned.
     #[error(
         "no token of this dataset would be learned: {records} records, {truncated} of them cut at max_seq_length {max_seq_length} before their answer begins; raise max_seq_length or shorten the prompts"

@@ -205,6 +205,28 @@ pub struct RenderedDataset {
     pub report: RenderReport,
 }
 
+impl RenderedDataset {
+    /// Measures on the samples of `other`, rendered with the same options, instead of on records set aside.
+    ///
+    /// # Errors
+    /// [`ExampleError::UnknownLabel`].
+    pub fn validate_on(&mut self, other: Self) -> Result<(), ExampleError> {
+        if let Some(label) = other
+            .labels
+            .iter()
+            .find(|label| !self.labels.contains(label))
+        {
+            return Err(ExampleError::UnknownLabel {
+                label: label.clone(),
+            });
+        }
+        self.report.validation_examples = other.report.examples;
+        self.report.validation_tokens = other.report.tokens;
+        self.validation = other.training;
+        Ok(())
+    }
+}
+
 /// Renders every record. Records of which nothing would be learned are left out and counted.
 ///
 /// # Errors

@@ -59,6 +59,9 @@ pub enum TrainError {
     /// The dataset or one of its records cannot be trained on.
     #[error(transparent)]
     Examples(#[from] ExampleError),
+    /// The dataset to measure on is no good.
+    #[error("the validation dataset: {0}")]
+    Validation(#[source] ExampleError),
     /// Loading or computing the model failed.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -145,7 +148,7 @@ impl TrainError {
             Self::Sealed { .. } => "bad_seal",
             Self::Tokenizer(_) => "bad_tokenizer",
             Self::Examples(ExampleError::NothingToLearn { .. }) => "nothing_to_learn",
-            Self::Examples(_) => "bad_dataset",
+            Self::Examples(_) | Self::Validation(_) => "bad_dataset",
             Self::Model(_) => "bad_model",
             Self::Params(_) => "bad_params",
             Self::OutOfMemory { .. } => "out_of_memory",

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `job.json` | provider | [`Job`], in clear; it holds nothing secret |
 //! | `dataset.sealed` | provider | the dataset file, sealed under the job key |
+//! | `validation.sealed` | provider | with `validation_dataset`: that dataset, sealed under the job key |
 //! | `initial.sealed` | provider | with `continue_from`: the archive of the earlier task, sealed under the job key |
 //! | `checkpoints/step-N.sealed` | trainer | the last two checkpoints, sealed |
 //! | `checkpoints/best.sealed` | trainer | the checkpoint with the lowest validation loss, sealed |
@@ -134,6 +135,11 @@ impl JobDirectory {
     /// `dataset.sealed`.
     pub fn dataset(&self) -> PathBuf {
         self.0.join("dataset.sealed")
+    }
+
+    /// `validation.sealed`.
+    pub fn validation(&self) -> PathBuf {
+        self.0.join("validation.sealed")
     }
 
     /// `initial.sealed`.

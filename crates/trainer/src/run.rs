@@ -1,6 +1,7 @@
 //! A whole run: from the sealed dataset to the sealed archive.
 
 use std::io::BufReader;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,8 @@ use zerog_protocol::FileKey;
 use zerog_protocol::manifest::AdapterManifest;
 use zerog_protocol::training_params::TrainingParams;
 use zerog_tokenization::{
-    Dataset, Objective, RenderOptions, RenderReport, RenderedDataset, Tokenizer, render_dataset,
+    Dataset, ExampleError, Objective, RenderOptions, RenderReport, RenderedDataset, Tokenizer,
+    render_dataset,
 };
 
 use crate::archive::{self, Contents};
@@ -49,7 +51,12 @@ pub fn run(
     let tokenizer = Tokenizer::from_dir(&job.base_model_dir)?;
     let base = Base::load(&job)?;
     let options = base.render_options(&job.params);
-    let dataset = read_dataset(directory, key, &tokenizer, options)?;
+    let mut dataset = read_dataset(&directory.dataset(), key, &tokenizer, options)??;
+    if job.params.validation_dataset.is_some() {
+        read_dataset(&directory.validation(), key, &tokenizer, options)?
+            .and_then(|validation| dataset.validate_on(validation))
+            .map_err(TrainError::Validation)?;
+    }
     let report_of_dataset = dataset.report;
     let base_model_sha256 = base.sha256_hex();
     let initial = match job.params.continue_from {
@@ -132,15 +139,16 @@ pub fn run(
     Ok(manifest)
 }
 
+/// Opens and renders a sealed dataset; the inner error is about what it holds.
 fn read_dataset(
-    directory: &JobDirectory,
+    path: &Path,
     key: &FileKey,
     tokenizer: &Tokenizer,
     options: RenderOptions,
-) -> Result<RenderedDataset, TrainError> {
-    with_opened(&directory.dataset(), key, |reader| {
+) -> Result<Result<RenderedDataset, ExampleError>, TrainError> {
+    with_opened(path, key, |reader| {
         let records = Dataset::parse(BufReader::new(reader));
-        Ok(render_dataset(tokenizer, records, options)?)
+        Ok(render_dataset(tokenizer, records, options))
     })
 }
 

@@ -47,7 +47,7 @@ impl Plan {
             / u128::from(plan.examples.max(1));
         if u128::from(measured) > trained * u128::from(MEASURED_PER_TRAINED) {
             return Err(TrainError::Params(format!(
-                "{} evaluations of {} validation examples would read {measured} tokens, more than {MEASURED_PER_TRAINED} times the {trained} tokens of training; raise eval_steps or lower validation_split",
+                "{} evaluations of {} validation examples would read {measured} tokens, more than {MEASURED_PER_TRAINED} times the {trained} tokens of training; raise eval_steps or measure fewer records",
                 plan.measurements(),
                 report.validation_examples
             )));

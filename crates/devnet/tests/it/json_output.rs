@@ -349,7 +349,7 @@ fn every_command_prints_one_style_of_json() {
         12,
         &[&ft("verify", &["--output-dir"])[..], &[&here], &p].concat(),
     );
-    let verdict = std::fs::read_to_string(cli.path("verdict.json")).unwrap();
+    let verdict = std::fs::read_to_string(cli.path("fine_tuning_verdict.json")).unwrap();
     let verdict: Value = serde_json::from_str(&verdict).unwrap();
     assert_eq!(verdict["verdict"]["level"], "SIMULATED");
     assert_eq!(verdict["nonce"].as_str().unwrap().len(), 64);
@@ -359,7 +359,7 @@ fn every_command_prints_one_style_of_json() {
         fresh["status"], "pass",
         "the quote answers this run's nonce"
     );
-    let summary = std::fs::read_to_string(cli.path("report.md")).unwrap();
+    let summary = std::fs::read_to_string(cli.path("fine_tuning_report.md")).unwrap();
     assert!(summary.starts_with("# Verification of a fine-tuning provider: SIMULATED"));
     let out = cli.path("out");
     let run = [

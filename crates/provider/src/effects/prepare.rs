@@ -1,16 +1,18 @@
 //! `Prepare`: the dataset is here and good, its tokens are counted, the fee is fixed, and the account can pay it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use alloy_primitives::B256;
+use alloy_primitives::{Address, B256};
 use zerog_lifecycle::event::FailureReason;
 use zerog_lifecycle::fee;
 use zerog_lifecycle::{EffectKey, Event};
 use zerog_protocol::FileKey;
 use zerog_protocol::training_params::TrainingParams;
 use zerog_storage::Error as StorageError;
-use zerog_tokenization::{Dataset, RenderOptions, TokenCount, count_tokens};
+use zerog_tokenization::{
+    Dataset, ExampleError, RenderOptions, TokenCount, Tokenizer, count_tokens,
+};
 use zerog_trainer::{JOB_VERSION, Job, JobDirectory};
 use zeroize::Zeroizing;
 
@@ -44,12 +46,22 @@ pub(crate) async fn run(
     let params = TrainingParams::parse(&row.training_params, role.schema, entry.max_tokens)
         .map_err(|error| EffectError::permanent(FailureReason::Internal, error))?;
     let (params, earlier) = continued::resolve(app, row.task.user, entry, params).await?;
-    let dataset = find_dataset(app, row).await?;
+    let user = row.task.user;
+    let dataset = find_dataset(app, user, &row.dataset_hash).await?;
+    let validation = match params.validation_dataset {
+        Some(hash) => Some(find_dataset(app, user, &hash.to_string()).await?),
+        None => None,
+    };
     let initial = match &earlier {
         Some(earlier) => Some(continued::archive(app, earlier).await?),
         None => None,
     };
-    let count = prepare_job(app, row, entry, &params, &dataset, initial).await?;
+    let inputs = Inputs {
+        dataset,
+        validation,
+        initial,
+    };
+    let count = prepare_job(app, row, entry, &params, inputs).await?;
     let fee = fee::quote(&fee_terms(role, entry, &params, &count))
         .map_err(|error| EffectError::permanent(FailureReason::DatasetInvalid, error))?;
     check_account(app, row, fee.total).await?;
@@ -57,12 +69,16 @@ pub(crate) async fn run(
 }
 
 /// The dataset at rest: uploaded before, or fetched from storage now.
-async fn find_dataset(app: &Arc<App>, row: &TaskRow) -> Result<DatasetRow, EffectError> {
-    if let Some(dataset) = app.store.dataset(row.task.user, &row.dataset_hash).await? {
+async fn find_dataset(
+    app: &Arc<App>,
+    user: Address,
+    hash: &str,
+) -> Result<DatasetRow, EffectError> {
+    if let Some(dataset) = app.store.dataset(user, hash).await? {
         app.store.touch_dataset(&dataset, app.clock.now().0).await?;
         return Ok(dataset);
     }
-    let root: B256 = row.dataset_hash.parse().map_err(|_| {
+    let root: B256 = hash.parse().map_err(|_| {
         EffectError::permanent(
             FailureReason::DatasetUnavailable,
             "the dataset hash is not 0x and 64 digits",
@@ -77,8 +93,7 @@ async fn find_dataset(app: &Arc<App>, row: &TaskRow) -> Result<DatasetRow, Effec
             StorageError::NotFound { .. } => EffectError::permanent(
                 FailureReason::DatasetUnavailable,
                 format!(
-                    "the dataset {} was neither uploaded to this provider nor found in 0G Storage",
-                    row.dataset_hash
+                    "the dataset {hash} was neither uploaded to this provider nor found in 0G Storage"
                 ),
             ),
             other => EffectError::retry(FailureReason::DatasetUnavailable, other),
@@ -93,14 +108,14 @@ async fn find_dataset(app: &Arc<App>, row: &TaskRow) -> Result<DatasetRow, Effec
         ));
     }
     let key = FileKey::random();
-    let user = format!("{:#x}", row.task.user);
-    let hash = row.dataset_hash.to_lowercase();
+    let user_address = format!("{user:#x}");
+    let hash = hash.to_lowercase();
     let dataset = DatasetRow {
         sealed_key: app
             .vault
-            .seal_key(KeyUse::Dataset, &format!("{user}/{hash}"), &key),
-        user_address: user,
-        hash,
+            .seal_key(KeyUse::Dataset, &format!("{user_address}/{hash}"), &key),
+        user_address,
+        hash: hash.clone(),
         file: uuid::Uuid::new_v4().to_string(),
         bytes,
         created_ms: app.clock.now().0,
@@ -112,16 +127,12 @@ async fn find_dataset(app: &Arc<App>, row: &TaskRow) -> Result<DatasetRow, Effec
     drop(folder);
     // Another attempt may have been faster; the stored row counts.
     app.store
-        .dataset(row.task.user, &row.dataset_hash)
+        .dataset(user, &hash)
         .await?
         .ok_or(EffectError::Stopped)
 }
 
-fn seal_download(
-    path: &PathBuf,
-    target: &std::path::Path,
-    key: &FileKey,
-) -> Result<(), EffectError> {
+fn seal_download(path: &Path, target: &Path, key: &FileKey) -> Result<(), EffectError> {
     let content = std::fs::read(path).map(Zeroizing::new)?;
     if content.starts_with(ZIP_MAGIC) {
         return Err(EffectError::permanent(
@@ -133,24 +144,65 @@ fn seal_download(
     Ok(())
 }
 
+/// What a job reads besides the base model.
+struct Inputs {
+    dataset: DatasetRow,
+    /// Measured instead of a share of the dataset.
+    validation: Option<DatasetRow>,
+    /// The archive of the adapter that is trained further.
+    initial: Option<Zeroizing<Vec<u8>>>,
+}
+
+/// A dataset at rest and the key that opens it.
+struct SealedDataset {
+    path: PathBuf,
+    key: FileKey,
+}
+
+impl SealedDataset {
+    fn of(app: &App, row: &DatasetRow) -> Result<Self, EffectError> {
+        let subject = format!("{}/{}", row.user_address, row.hash);
+        Ok(Self {
+            path: app.vault.dataset_path(&row.file),
+            key: app
+                .vault
+                .open_key(KeyUse::Dataset, &subject, &row.sealed_key)?,
+        })
+    }
+
+    /// Counts the tokens and seals the dataset for the job alone.
+    fn hand_over(
+        &self,
+        tokenizer: &Tokenizer,
+        options: RenderOptions,
+        target: &Path,
+        job_key: &FileKey,
+    ) -> Result<Result<TokenCount, ExampleError>, EffectError> {
+        let plaintext = open_to_memory(&self.path, &self.key, None)?;
+        let counted = count_tokens(tokenizer, Dataset::parse(plaintext.as_slice()), options);
+        if counted.is_ok() {
+            seal_to_file(target, &mut plaintext.as_slice(), job_key, None)?;
+        }
+        Ok(counted)
+    }
+}
+
 /// Counts the tokens and lays out the job directory. Both are repeated after a crash, with the same result.
 async fn prepare_job(
     app: &Arc<App>,
     row: &TaskRow,
     entry: &BaseModelEntry,
     params: &TrainingParams,
-    dataset: &DatasetRow,
-    initial: Option<Zeroizing<Vec<u8>>>,
+    inputs: Inputs,
 ) -> Result<TokenCount, EffectError> {
     let id = row.id();
-    let dataset_key = app.vault.open_key(
-        KeyUse::Dataset,
-        &format!("{}/{}", dataset.user_address, dataset.hash),
-        &dataset.sealed_key,
-    )?;
+    let dataset = SealedDataset::of(app, &inputs.dataset)?;
+    let validation = match &inputs.validation {
+        Some(row) => Some(SealedDataset::of(app, row)?),
+        None => None,
+    };
     let job_key = app.vault.job_key(&id);
     let directory = JobDirectory::new(app.vault.job_path(&id));
-    let source = app.vault.dataset_path(&dataset.file);
     let tokenizer = entry
         .tokenizer()
         .map_err(|error| EffectError::retry(FailureReason::ModelUnavailable, error))?;
@@ -176,18 +228,18 @@ async fn prepare_job(
     };
     let options = RenderOptions::of_run(params, entry.kind);
     app.run_blocking(move || {
-        let plaintext = open_to_memory(&source, &dataset_key, None)?;
-        let records = Dataset::parse(plaintext.as_slice());
-        let count = count_tokens(&tokenizer, records, options)
-            .map_err(|error| EffectError::permanent(FailureReason::DatasetInvalid, error))?;
+        let invalid =
+            |detail: String| EffectError::permanent(FailureReason::DatasetInvalid, detail);
         create_private_folder(directory.path())?;
-        seal_to_file(
-            &directory.dataset(),
-            &mut plaintext.as_slice(),
-            &job_key,
-            None,
-        )?;
-        if let Some(initial) = initial {
+        let count = dataset
+            .hand_over(&tokenizer, options, &directory.dataset(), &job_key)?
+            .map_err(|error| invalid(error.to_string()))?;
+        if let Some(validation) = validation {
+            validation
+                .hand_over(&tokenizer, options, &directory.validation(), &job_key)?
+                .map_err(|error| invalid(format!("the validation dataset: {error}")))?;
+        }
+        if let Some(initial) = inputs.initial {
             let mut archive = initial.as_slice();
             seal_to_file(&directory.initial(), &mut archive, &job_key, None)?;
         }

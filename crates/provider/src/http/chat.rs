@@ -8,23 +8,21 @@ use std::time::Duration;
 
 use alloy_primitives::{Address, U256};
 use axum::Json;
-use axum::body::{Body, Bytes};
+use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
-use sha2::{Digest, Sha256};
-use tokio::sync::mpsc;
 use zerog_inference::openai_api::{Route, parse_chat, parse_completion};
-use zerog_inference::router::set_stream_headers;
 use zerog_inference::service;
-use zerog_inference::{AnswerId, Prepared, ReplyEvent, Started, Target, Usage};
+use zerog_inference::{AnswerId, Prepared, ReplyEvent, Started, Target};
 use zerog_lifecycle::adapter::AdapterEvent;
 use zerog_protocol::adapter::AdapterState;
 use zerog_protocol::amount::format_0g;
 use zerog_protocol::inference_api::{ResponseSignature, UnsettledFee};
-use zerog_protocol::signing::{response_text, sha256, sign_response_text};
+use zerog_protocol::signing::sha256;
 
+use super::answered::{Answered, Outgoing};
 use super::error::ApiError;
 use super::limits::Slot;
 use super::{adapters, attestation, auth, external_chat, models};
@@ -163,69 +161,6 @@ async fn respond(
     Ok(response)
 }
 
-/// What is known of an answer besides its bytes.
-pub(super) struct Answered {
-    pub(super) app: Arc<App>,
-    /// Id of the bill and of the signature.
-    id: String,
-    request_hash: [u8; 32],
-    model: String,
-}
-
-impl Answered {
-    pub(super) fn headers(&self, response: &mut Response) {
-        if let Ok(value) = HeaderValue::from_str(&self.id) {
-            response.headers_mut().insert("zg-res-key", value);
-        }
-    }
-
-    /// Signs both hashes and remembers the signature under the key and the completion's id.
-    pub(super) fn sign(&self, completion_id: &str, response_hash: [u8; 32]) {
-        let Some(role) = &self.app.inference else {
-            return;
-        };
-        let text = response_text(self.request_hash, response_hash);
-        let signature = ResponseSignature {
-            signature: sign_response_text(&self.app.identity.keys().signer, &text),
-            text,
-            signing_address: self.app.identity.signer().to_string(),
-            signing_algo: "ecdsa".into(),
-            request_hash: Some(hex::encode(self.request_hash)),
-            response_hash: Some(hex::encode(response_hash)),
-            model: Some(self.model.clone()),
-            timestamp: Some(self.app.clock.system_ms() / 1000),
-        };
-        role.remember_signature(&[&self.id, completion_id], &signature);
-    }
-
-    pub(super) async fn bill(&self, usage: &Usage) {
-        let Some(role) = &self.app.inference else {
-            return;
-        };
-        let (input, output) = billing::fees(
-            role.config.input_price,
-            role.config.output_price,
-            usage.prompt_tokens,
-            usage.completion_tokens,
-        );
-        let tokens = (usage.prompt_tokens, usage.completion_tokens);
-        if let Err(error) = self
-            .app
-            .store
-            .bill_usage(&self.id, tokens, input, output)
-            .await
-        {
-            tracing::error!(usage.id = self.id, %error, "a request could not be billed");
-        }
-    }
-
-    pub(super) async fn release(&self) {
-        if let Err(error) = self.app.store.release_usage(&self.id).await {
-            tracing::error!(usage.id = self.id, %error, "a reservation could not be given back");
-        }
-    }
-}
-
 /// Waits for the whole answer. The work goes on, and is billed, when the caller leaves.
 async fn whole(
     meta: Answered,
@@ -260,37 +195,25 @@ async fn whole(
 
 /// The answer as it is made. What was made before the caller left is billed.
 fn stream(meta: Answered, started: Started, slot: Slot<Address>) -> Response {
-    let completion_id = started.id().id.clone();
-    let (sender, receiver) = mpsc::channel::<Bytes>(32);
-    let mut events = started.into_stream();
-    let mut response = Response::new(Body::from_stream(
-        tokio_stream::wrappers::ReceiverStream::new(receiver)
-            .map(Ok::<_, std::convert::Infallible>),
-    ));
-    set_stream_headers(&mut response);
-    meta.headers(&mut response);
     let tracker = meta.app.tracker.clone();
+    let (mut outgoing, response) = Outgoing::start(meta, started.id().id.clone());
+    let mut events = started.into_stream();
     tracker.spawn(async move {
         let _slot = slot;
         let meter = events.meter();
-        let mut hash = Sha256::new();
         let mut usage = None;
         while let Some(event) = events.next().await {
             match event {
                 ReplyEvent::Bytes(bytes) => {
-                    hash.update(&bytes);
-                    if sender.send(bytes).await.is_err() {
+                    if outgoing.send(bytes).await.is_err() {
                         break;
                     }
                 }
                 ReplyEvent::Finished { usage: all, .. } => usage = Some(all),
             }
         }
-        // The signature exists before the caller can see the end of the body.
-        meta.sign(&completion_id, hash.finalize().into());
-        drop(sender);
         let usage = usage.unwrap_or_else(|| meter.now());
-        meta.bill(&usage).await;
+        outgoing.close(&usage).await;
     });
     response
 }

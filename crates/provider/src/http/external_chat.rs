@@ -1,19 +1,16 @@
 //! Answers of an external engine: forwarded, renamed, counted, signed as they go out, and billed.
 
-use axum::body::{Body, Bytes};
+use std::sync::Arc;
+
+use axum::body::Bytes;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use sha2::{Digest, Sha256};
-use tokio::sync::mpsc;
-use tokio_stream::StreamExt;
-use zerog_inference::router::set_stream_headers;
 use zerog_inference::{DONE, Prepared, Target};
 use zerog_protocol::signing::sha256;
 
-use super::chat::Answered;
+use super::answered::{Answered, Outgoing};
 use super::error::ApiError;
 use crate::external::{AnswerReader, ExternalEngine, ExternalError, Forwarded, Piece};
-use crate::inference_role::Engine;
 
 /// A request that is checked and paid for.
 pub(super) struct Asked {
@@ -98,35 +95,27 @@ fn stream(
     id: String,
     held: impl Send + 'static,
 ) -> Response {
-    let (sender, receiver) = mpsc::channel::<Bytes>(32);
-    let receiver = tokio_stream::wrappers::ReceiverStream::new(receiver);
-    let body = Body::from_stream(receiver.map(Ok::<_, std::convert::Infallible>));
-    let mut response = Response::new(body);
-    set_stream_headers(&mut response);
-    meta.headers(&mut response);
-    let tracker = meta.app.tracker.clone();
+    let app = Arc::clone(&meta.app);
+    let (mut outgoing, response) = Outgoing::start(meta, id);
+    let tracker = app.tracker.clone();
     tracker.spawn(async move {
         let _held = held;
-        let mut hash = Sha256::new();
-        pass_on(&mut forwarded, &sender, &mut hash).await;
-        // The signature exists before the caller can see the end of the body.
-        meta.sign(&id, hash.finalize().into());
-        drop(sender);
-        if let Some(Engine::External(engine)) = meta.app.inference.as_ref().map(|role| &role.engine)
-        {
-            meta.bill(&forwarded.reader.usage(engine.tokenizer())).await;
+        pass_on(&mut forwarded, &mut outgoing).await;
+        if let Some(role) = &app.inference {
+            let usage = forwarded.reader.usage(role.engine.tokenizer());
+            outgoing.close(&usage).await;
         }
     });
     response
 }
 
 /// Passes lines on until the end, an error, or the caller's leaving.
-async fn pass_on(forwarded: &mut Forwarded, sender: &mpsc::Sender<Bytes>, hash: &mut Sha256) {
+async fn pass_on(forwarded: &mut Forwarded, outgoing: &mut Outgoing) {
     let mut rest = Vec::new();
     loop {
         let next = tokio::select! {
             next = forwarded.next_lines(&mut rest) => next,
-            () = sender.closed() => return,
+            () = outgoing.left() => return,
         };
         let pieces = match next {
             Ok(Some(pieces)) => pieces,
@@ -150,8 +139,7 @@ async fn pass_on(forwarded: &mut Forwarded, sender: &mpsc::Sender<Bytes>, hash: 
                 Piece::Done => (DONE.to_owned(), true),
                 Piece::Nothing => continue,
             };
-            hash.update(&text);
-            if sender.send(Bytes::from(text)).await.is_err() || is_last {
+            if outgoing.send(Bytes::from(text)).await.is_err() || is_last {
                 return;
             }
         }

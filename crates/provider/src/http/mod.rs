@@ -1,6 +1,7 @@
 //! The HTTP side: routes, limits, and the one form of every refusal.
 
 mod adapters;
+mod answered;
 mod attestation;
 mod auth;
 mod chat;
