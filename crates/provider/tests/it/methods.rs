@@ -1,5 +1,7 @@
 //! Tasks that learn something else than answers: preferences with a validation set, and the class of texts.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use serde_json::{Value, json};
 use zerog_protocol::{TaskId, models};
 use zerog_provider::Provider;
@@ -11,7 +13,10 @@ async fn walk(user: &User, model_hash: &str, dataset: &str, params: Value) -> (V
     let uploaded = user.upload("d.jsonl", dataset.as_bytes()).await;
     assert_eq!(uploaded.status, 200, "{}", uploaded.text());
     let hash = uploaded.json()["datasetHash"].as_str().unwrap().to_owned();
-    let mut request = user.task_request(&hash, now_s() * 10_000_000 + 40);
+    // The same nonce within a second would be the same task, asked for again.
+    static TASKS: AtomicU64 = AtomicU64::new(40);
+    let nonce = now_s() * 10_000_000 + TASKS.fetch_add(1, Ordering::Relaxed);
+    let mut request = user.task_request(&hash, nonce);
     request["trainingParams"] = params.to_string().into();
     request["preTrainedModelHash"] = model_hash.into();
     let created = user.create(request).await;
@@ -45,6 +50,48 @@ async fn preferences_are_trained_and_logged_with_their_margin() {
     ] {
         assert!(log.contains(text), "{text} in {log}");
     }
+    assert!(task["training"]["evalLoss"].is_f64(), "{task}");
+    provider.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_dataset_of_the_user_is_measured() {
+    let world = World::start().await;
+    let provider = Provider::start(world.config("p")).await.unwrap();
+    world.accept(&provider).await;
+    let (user, other) = (
+        world.user(3, &provider).await,
+        world.user(4, &provider).await,
+    );
+    let upload = async |user: &User, text: &str| {
+        let uploaded = user.upload("v.jsonl", text.as_bytes()).await;
+        assert_eq!(uploaded.status, 200, "{}", uploaded.text());
+        uploaded.json()["datasetHash"].as_str().unwrap().to_owned()
+    };
+    let record =
+        json!({"prompt": "What is behind door 30?", "completion": "Behind door 30 is a lamp."});
+    let hash = upload(&user, &format!("{record}\n")).await;
+    let params = |hash: &str| {
+        json!({"validation_dataset": hash, "num_train_epochs": 2, "max_seq_length": 64,
+            "per_device_train_batch_size": 4, "learning_rate": 0.002})
+    };
+    let dataset = crate::world::dataset();
+    // What another user uploaded is not there for this one, and a bad record is found before training.
+    let foreign = upload(&other, &format!("{record}\n{record}\n")).await;
+    let (task, log) = walk(&user, crate::world::MOCK_MODEL, &dataset, params(&foreign)).await;
+    assert_eq!(task["progress"], "Failed", "{log}");
+    assert!(
+        log.contains("neither uploaded to this provider nor found"),
+        "{log}"
+    );
+    let bad = upload(&user, "{\"text\":\"a bell\",\"label\":1}\n").await;
+    let (task, log) = walk(&user, crate::world::MOCK_MODEL, &dataset, params(&bad)).await;
+    assert_eq!(task["progress"], "Failed", "{log}");
+    assert!(log.contains("the validation dataset: line 1"), "{log}");
+
+    let (task, log) = walk(&user, crate::world::MOCK_MODEL, &dataset, params(&hash)).await;
+    assert_eq!(task["progress"], "Delivered", "{log}");
+    assert!(log.contains("1 records set aside for validation"), "{log}");
     assert!(task["training"]["evalLoss"].is_f64(), "{task}");
     provider.shutdown().await;
 }

@@ -3,10 +3,10 @@
 use serde_json::Value;
 use zerog_model::{ClassifierBase, LoraAdapter};
 use zerog_protocol::training_params::{ExcessLengthStrategy, TrainingMethod, TrainingParams};
-use zerog_trainer::{Canary, Progress};
+use zerog_trainer::{Canary, Progress, open_file, seal_file};
 
 use crate::workshop::{
-    Case, QUESTIONS, classification, dora, key, language, params, preference, run_job,
+    Case, Outcome, QUESTIONS, classification, dora, key, language, params, preference, run_job,
 };
 
 /// Steps and losses of the measurements, with whether each was the best.
@@ -71,6 +71,63 @@ fn a_part_of_the_records_is_measured_and_not_trained() {
         ..language()
     };
     assert!(weights(&unmeasured.run()) == weights(&last.run()));
+}
+
+/// Another dataset is measured, all records are trained, and what is measured decides nothing of what is learned.
+#[test]
+fn another_dataset_is_measured() {
+    let case = |validation_dataset| Case {
+        params: TrainingParams {
+            validation_split: 0.0,
+            validation_dataset,
+            load_best_model_at_end: false,
+            ..language().params
+        },
+        ..language()
+    };
+    let run = |validation: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = case(Some([1; 32].into())).prepare(folder.path());
+        seal_file(&directory.validation(), &mut validation.as_bytes(), &key()).unwrap();
+        let (outcome, records) = run_job(&directory, None);
+        outcome.map(|manifest| {
+            let archive = open_file(&directory.adapter(), &key()).unwrap();
+            let outcome = Outcome {
+                manifest,
+                records,
+                archive,
+            };
+            (measurements(&outcome.records), weights(&outcome), outcome)
+        })
+    };
+    let seen = "{\"prompt\":\"Who is the captain?\",\"completion\":\"Ines Bell.\"}";
+    let (on_seen, weights_of_one, outcome) = run(seen).unwrap();
+    assert!(
+        matches!(
+            outcome.records[0],
+            Progress::Started {
+                examples: 8,
+                validation_examples: 1,
+                ..
+            }
+        ),
+        "{:?}",
+        outcome.records[0]
+    );
+    let strange = "{\"prompt\":\"zqx?\",\"completion\":\"Wvk, jjj.\"}";
+    let (on_strange, weights_of_other, _) = run(strange).unwrap();
+    let last = |measured: &[(u64, f64, bool)]| measured.last().unwrap().1;
+    assert!(last(&on_seen) < on_seen[0].1 && last(&on_seen) < last(&on_strange));
+    assert!(weights_of_one == weights_of_other && weights_of_one == weights(&case(None).run()));
+
+    let error = run("{\"prompt\":\"only\"}").err().unwrap();
+    assert_eq!(error.code(), "bad_dataset");
+    assert!(
+        error
+            .to_string()
+            .starts_with("the validation dataset: line 1"),
+        "{error}"
+    );
 }
 
 /// A run that learns its few records by heart gets worse on the others: it ends early, and the adapter is the one that
