@@ -122,10 +122,11 @@ record!(DeployResponse, this: status, adapter_name, message);
 record!(VerificationStep, this: kind, message);
 record!(Check, this:
     id = this.id.to_string(), name, detail,
+    rejection = this.rejection.map(|kind| kind.to_string()),
     status = format!("{:?}", this.status).to_lowercase());
 record!(VerificationReport, this:
     provider, is_valid, quote_available, signer_match, compose_hash_match, docker_images, tee_signer, expected_signer,
-    errors, checks, nonce, report_path, verdict_path, summary_path, steps,
+    errors, checks, nonce, report = Binary(&this.report), report_path, verdict_path, summary_path, steps,
     level = this.level.to_string(),
     assurance = format!("{:?}", this.assurance).to_lowercase());
 

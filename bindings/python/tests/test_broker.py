@@ -226,7 +226,25 @@ def test_verification_says_that_the_enclave_is_simulated(
     quote = broker.fine_tuning.get_quote(network.provider)
     assert quote.signing_address.lower() == report.tee_signer.lower() == report.expected_signer.lower()
     steps: list[zerog_py_sdk.VerificationStep] = []
-    broker.inference.verify_service(network.provider, str(tmp_path / "audit"), steps.append)
+    judged = broker.inference.verify_service(network.provider, str(tmp_path / "audit"), steps.append)
+    assert judged.success is False and judged["success"] is judged.is_valid, "success is the verdict"
+    assert judged.assurance == "simulated" and judged.attestation_verified is False
+    assert "simulated" in judged.attestation_error.lower()
+    assert judged.reports_generated == ["combined"] and judged["reportsGenerated"] == ["combined"]
+    assert judged.output_directory == str(tmp_path / "audit") and judged.target_separated is False
+    assert judged.signer_verification["allMatch"] is True
+    (signer,) = judged.signer_verification.report_addresses
+    assert signer.address == judged.signer_verification.contract_address == judged.tee_signer
+    composed = judged.compose_verification
+    assert composed.passed is True and composed.details["combined"].error is None
+    assert composed.details["combined"].calculated_hash == composed.details["combined"]["eventLogHash"]
+    assert judged.is_acknowledged is True and judged.service_type and judged.model
+    assert bytes.fromhex(judged.quote_data)[:2] == b"\x04\x00" and "report" not in judged
+    (kept,) = (tmp_path / "audit").glob(f"verification_{network.provider}_*.json")
+    document = json.loads(kept.read_text(encoding="utf-8"))
+    assert document["success"] is False and document["assurance"] == "simulated"
+    assert document["quote_data"] == judged.quote_data and document["timestamp"] == judged.timestamp
+    assert broker.inference.verify_service(network.provider).output_directory is None
     assert {"step", "warning"} <= {step.type for step in steps}
     verdict = json.loads((tmp_path / "audit/verdict.json").read_text(encoding="utf-8"))
     assert verdict["service"] == "inference", "both services fit into one folder"

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Serialize, Serializer};
 
+use crate::rejection::Rejection;
+
 /// What is checked. The order and the short names are those of the protocol text (`docs/security.md` has the table).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
@@ -44,10 +46,12 @@ pub enum CheckId {
     GpuEvidence,
     /// `V18`: Images that were replaced at run time are pinned and signed.
     ImageUpdates,
+    /// `V19`: the model runs in this enclave, not on a machine behind it.
+    ModelNode,
 }
 
 impl CheckId {
-    /// The short name, `V1` to `V18`.
+    /// The short name, `V1` to `V19`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Registration => "V1",
@@ -68,6 +72,7 @@ impl CheckId {
             Self::Endpoint => "V16",
             Self::GpuEvidence => "V17",
             Self::ImageUpdates => "V18",
+            Self::ModelNode => "V19",
         }
     }
 }
@@ -111,6 +116,9 @@ pub struct Check {
     pub status: CheckStatus,
     /// What was found, for people.
     pub detail: String,
+    /// What kind of fault it is, for programs; only where evidence was refused or could not be verified.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rejection: Option<Rejection>,
     /// Whether leaving it open means that nothing is proven.
     #[serde(skip)]
     pub(crate) required: bool,

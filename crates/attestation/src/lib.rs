@@ -14,9 +14,13 @@ pub mod bundle;
 pub mod checks;
 mod encoding;
 pub mod event_log;
+pub mod gpu;
 pub mod keys;
+pub mod model_node;
+pub mod mr_config;
 pub mod policy;
 pub mod quote;
+pub mod rejection;
 pub mod report_data;
 pub mod verify;
 
@@ -28,8 +32,10 @@ pub use bundle::{BundleError, QuoteBundle};
 pub use checks::{Check, CheckId, CheckStatus};
 pub use dcap_qvl::QuoteCollateralV3 as Collateral;
 pub use keys::{EnclaveKeys, KeyError, SealingKey};
+pub use model_node::ModelNode;
 pub use policy::{Assurance, Evidence, Level, Policy, Requirement, Verdict, evaluate};
 pub use quote::{QuoteError, TdxQuote};
+pub use rejection::Rejection;
 pub use report_data::{ReportData, ReportDataError};
 pub use verify::{TrustRoot, VerifiedTee, VerifyError, verify_quote};
 

@@ -15,7 +15,11 @@ use crate::backend::simulated;
 use crate::bundle::{QuoteBundle, body_signature_is_valid};
 use crate::checks::{Check, CheckId, CheckStatus};
 use crate::event_log::{self, RuntimeFacts};
+use crate::gpu::{self, GpuQuestion};
+use crate::model_node::ModelNode;
+use crate::mr_config::{self, ConfigId};
 use crate::quote::TdxQuote;
+use crate::rejection::Rejection;
 use crate::report_data::{self, ReportData};
 use crate::verify::{TrustRoot, VerifiedTee, verify_quote};
 use crate::{Collateral, Measurement, sha256};
@@ -159,6 +163,8 @@ pub struct Evidence<'a> {
     pub acknowledged: Option<bool>,
     /// The challenge that the quote should answer.
     pub challenge: Option<Challenge>,
+    /// Where the registration says that the model runs.
+    pub model_node: ModelNode,
 }
 
 /// What was found out about a provider.
@@ -229,6 +235,7 @@ pub fn evaluate(evidence: &Evidence<'_>, policy: &Policy, now_s: u64) -> Verdict
                 "the body has every member",
             );
             judge.bundle(&bundle, evidence, policy, now_s);
+            judge.model_node(evidence.model_node);
         }
         Err(error) => judge.fail(CheckId::QuoteBody, "quote body", true, error.to_string()),
     }
@@ -262,8 +269,16 @@ impl Judge {
             name,
             status,
             detail,
+            rejection: None,
             required,
         });
+    }
+
+    /// Says what kind of fault the check that was recorded last has found.
+    fn because(&mut self, rejection: Option<Rejection>) {
+        if let Some(check) = self.checks.last_mut() {
+            check.rejection = rejection;
+        }
     }
 
     fn pass(&mut self, id: CheckId, name: &'static str, required: bool, detail: impl Into<String>) {
@@ -381,7 +396,7 @@ impl Judge {
         self.signer(bundle, &quote, evidence);
         self.body_signature(evidence);
         self.freshness(&quote, evidence);
-        self.gpu(bundle, &quote);
+        self.gpu(bundle, &quote, facts.as_ref());
         self.ledger_events(facts.as_ref());
     }
 
@@ -398,12 +413,13 @@ impl Judge {
         let marked = quote.is_marked_simulated() || bundle.simulated;
         let verified = if marked {
             if !policy.accept_development_root {
-                return self.fail(
+                self.fail(
                     CheckId::QuoteSignature,
                     signature,
                     true,
                     "the TEE is simulated; only a development network accepts that",
                 );
+                return self.because(Some(Rejection::Simulated));
             }
             verify_quote(
                 &bundle.quote,
@@ -414,20 +430,22 @@ impl Judge {
         } else {
             let Some(collateral) = evidence.collateral else {
                 let detail = "no collateral was given, so the signatures prove nothing".to_owned();
-                return self.record(
+                self.record(
                     CheckId::QuoteSignature,
                     signature,
                     true,
                     CheckStatus::Skipped,
                     detail,
                 );
+                return self.because(Some(Rejection::NoCollateral));
             };
             verify_quote(&bundle.quote, collateral, &TrustRoot::Intel, now_s)
         };
         let verified = match verified {
             Ok(verified) => verified,
             Err(error) => {
-                return self.fail(CheckId::QuoteSignature, signature, true, error.to_string());
+                self.fail(CheckId::QuoteSignature, signature, true, error.to_string());
+                return self.because(error.rejection());
             }
         };
         self.simulated = verified.simulated;
@@ -446,7 +464,10 @@ impl Judge {
             format!("signed under {root}"),
         );
         match tcb_problem(&verified, policy) {
-            Some(problem) => self.fail(CheckId::TcbStatus, tcb, true, problem),
+            Some((rejection, problem)) => {
+                self.fail(CheckId::TcbStatus, tcb, true, problem);
+                self.because(Some(rejection));
+            }
             None if verified.advisory_ids.is_empty() => self.pass(
                 CheckId::TcbStatus,
                 tcb,
@@ -567,16 +588,17 @@ impl Judge {
                 "the compose text is not the one in the event log",
             );
         }
-        if quote.mr_config_id.first() == Some(&1) {
-            let expected = [&[1], &hash[..], &[0; 15]].concat();
-            if quote.mr_config_id.as_slice() != expected {
-                return self.fail(
-                    CheckId::ComposeHash,
-                    name,
-                    true,
-                    "the compose text is not the one in MR_CONFIG_ID",
-                );
-            }
+        // The log measured this compose text, so there are facts.
+        let config_id = facts.map_or(ConfigId::NotComputable(0), |facts| {
+            mr_config::compare(&quote.mr_config_id, &hash, facts)
+        });
+        if let ConfigId::Contradicts(form) = config_id {
+            return self.fail(
+                CheckId::ComposeHash,
+                name,
+                true,
+                format!("the compose text is not the one in MR_CONFIG_ID (form {form})"),
+            );
         }
         let known = policy.known_compose_hashes.contains(&hash);
         if !known && !policy.known_compose_hashes.is_empty() {
@@ -587,12 +609,19 @@ impl Judge {
                 format!("compose hash {} is not on the list", hex::encode(hash)),
             );
         }
-        self.pass(
-            CheckId::ComposeHash,
-            name,
-            true,
-            format!("SHA-256 {} is measured", hex::encode(hash)),
-        );
+        let measured = format!("SHA-256 {} is in the event log", hex::encode(hash));
+        let (status, detail) = match config_id {
+            ConfigId::Commits(form) => (
+                CheckStatus::Pass,
+                format!("{measured} and in MR_CONFIG_ID (form {form})"),
+            ),
+            ConfigId::NotComputable(form) => (
+                CheckStatus::Warning,
+                format!("{measured}; MR_CONFIG_ID has form {form}, which was not checked"),
+            ),
+            _ => (CheckStatus::Pass, measured),
+        };
+        self.record(CheckId::ComposeHash, name, true, status, detail);
         let findings;
         (self.images, findings) = review_compose(&text);
         match (known, findings.is_empty()) {
@@ -823,36 +852,43 @@ impl Judge {
         }
     }
 
-    fn gpu(&mut self, bundle: &QuoteBundle, quote: &TdxQuote) {
-        let name = "confidential GPU";
-        let Some(payload) = &bundle.nvidia_payload else {
-            return self.open(
-                CheckId::GpuEvidence,
-                name,
+    fn gpu(&mut self, bundle: &QuoteBundle, quote: &TdxQuote, facts: Option<&RuntimeFacts>) {
+        let (status, detail) = gpu::judge(&GpuQuestion {
+            payload: bundle.nvidia_payload.as_ref(),
+            vm_config: &bundle.vm_config,
+            boot_attestation: facts.and_then(|facts| facts.gpu_attestation.as_deref()),
+            signer: self.signer,
+            sealing_key: self.sealing_key.as_ref(),
+            report_data: &quote.report_data,
+        });
+        self.open(CheckId::GpuEvidence, "confidential GPU", status, detail);
+    }
+
+    fn model_node(&mut self, node: ModelNode) {
+        let name = "model in the same enclave";
+        let (status, detail) = match node {
+            ModelNode::Same => (
                 CheckStatus::Inapplicable,
-                "the provider shows no GPU evidence",
-            );
-        };
-        let nonce = payload
-            .get("nonce")
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .trim_start_matches("0x");
-        if nonce.eq_ignore_ascii_case(&hex::encode(report_data::gpu_nonce(&quote.report_data))) {
-            self.open(
-                CheckId::GpuEvidence,
-                name,
+                "no machine behind this one is registered".to_owned(),
+            ),
+            ModelNode::Separated { signer } => {
+                let signer = signer.map_or_else(
+                    || "names no signer for it".to_owned(),
+                    |signer| format!("names its signer {}", signer.to_checksum(None)),
+                );
+                (
+                    CheckStatus::Skipped,
+                    format!(
+                        "the model runs on another machine, whose evidence is not checked: this enclave only relays its output; the registration {signer}"
+                    ),
+                )
+            }
+            ModelNode::Unknown => (
                 CheckStatus::Skipped,
-                "the nonce fits; the evidence itself needs NVIDIA's service",
-            );
-        } else {
-            self.fail(
-                CheckId::GpuEvidence,
-                name,
-                false,
-                "the GPU evidence belongs to another signer",
-            );
-        }
+                "the registration does not say where the model runs".to_owned(),
+            ),
+        };
+        self.open(CheckId::ModelNode, name, status, detail);
     }
 
     fn ledger_events(&mut self, facts: Option<&RuntimeFacts>) {
@@ -894,13 +930,23 @@ impl Judge {
     }
 }
 
-fn tcb_problem(verified: &VerifiedTee, policy: &Policy) -> Option<String> {
+fn tcb_problem(verified: &VerifiedTee, policy: &Policy) -> Option<(Rejection, String)> {
     let status = verified.tcb_status;
     if status != TcbStatus::UpToDate && !policy.extra_tcb_statuses.contains(&status) {
-        return Some(format!("TCB status {status} is not accepted"));
+        let rejection = match status {
+            TcbStatus::Revoked => Rejection::Revoked,
+            TcbStatus::OutOfDate | TcbStatus::OutOfDateConfigurationNeeded => Rejection::OutOfDate,
+            _ => Rejection::Other,
+        };
+        return Some((rejection, format!("TCB status {status} is not accepted")));
     }
-    (verified.tcb_evaluation_number < policy.min_tcb_evaluation_number)
-        .then(|| format!("TCB data set {} is too old", verified.tcb_evaluation_number))
+    (verified.tcb_evaluation_number < policy.min_tcb_evaluation_number).then(|| {
+        let number = verified.tcb_evaluation_number;
+        (
+            Rejection::OldCollateral,
+            format!("TCB data set {number} is too old"),
+        )
+    })
 }
 
 /// Images of a compose text and what a person should look at.

@@ -9,6 +9,7 @@ use dcap_qvl::{QuotePolicy, TcbStatus};
 
 use crate::backend::simulated;
 use crate::quote::{QuoteError, TdxQuote};
+use crate::rejection::Rejection;
 use crate::{Collateral, encoding, sha256};
 
 /// Whose signature on the platform counts.
@@ -35,11 +36,23 @@ pub enum VerifyError {
     #[error(transparent)]
     Quote(#[from] QuoteError),
     /// A signature, certificate, revocation list or date does not hold.
-    #[error("{reason}")]
+    #[error("{reason} ({rejection}): {}", .rejection.remedy())]
     Rejected {
+        /// What kind of fault it is.
+        rejection: Rejection,
         /// What the verifier found first.
         reason: String,
     },
+}
+
+impl VerifyError {
+    /// What kind of fault it is; `None` where the bytes are no TDX quote.
+    pub fn rejection(&self) -> Option<Rejection> {
+        match self {
+            Self::Quote(_) => None,
+            Self::Rejected { rejection, .. } => Some(*rejection),
+        }
+    }
 }
 
 /// A quote whose signatures lead to the chosen root. What it says is now as good as that root.
@@ -82,8 +95,19 @@ pub fn verify_quote(
     let claims = verifier
         .verify_with_policy(quote, collateral, now_s, &QuotePolicy::claims_only(now_s))
         .map_err(|error| VerifyError::Rejected {
+            rejection: Rejection::of(
+                error.downcast_ref::<webpki::Error>(),
+                &error.root_cause().to_string(),
+            ),
             reason: format!("{error:#}"),
         })?;
+    // The library does not look at when a revocation list was made.
+    if claims.latest_issue_date > now_s {
+        return Err(VerifyError::Rejected {
+            rejection: Rejection::NotYetValid,
+            reason: "a part of the collateral was made in the future".to_owned(),
+        });
+    }
     check_encoding(quote, parsed.version, root)?;
     Ok(VerifiedTee {
         quote: parsed,
@@ -97,10 +121,12 @@ pub fn verify_quote(
 
 /// Whether everything is encoded as platforms do it, with the very root that counts.
 fn check_encoding(quote: &[u8], version: u16, root: &TrustRoot) -> Result<(), VerifyError> {
-    let rejected = |reason: &str| VerifyError::Rejected {
+    let rejected = |rejection, reason: &str| VerifyError::Rejected {
+        rejection,
         reason: reason.to_owned(),
     };
-    let certificates = encoding::certificates(quote, version).map_err(rejected)?;
+    let certificates = encoding::certificates(quote, version)
+        .map_err(|reason| rejected(Rejection::Encoding, reason))?;
     let own = certificates.last().map_or(&[][..], Vec::as_slice);
     let is_the_root = match root {
         TrustRoot::Intel => sha256(own) == INTEL_ROOT_SHA256,
@@ -111,6 +137,7 @@ fn check_encoding(quote: &[u8], version: u16, root: &TrustRoot) -> Result<(), Ve
         Ok(())
     } else {
         Err(rejected(
+            Rejection::OtherRoot,
             "the quote's root certificate is not the trusted one",
         ))
     }

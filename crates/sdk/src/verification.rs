@@ -9,8 +9,8 @@ use serde_json::Value;
 use zerog_attestation::policy::Challenge;
 use zerog_attestation::report_data::ReportData;
 use zerog_attestation::{
-    Assurance, Check, CheckId, Collateral, Evidence, Level, QuoteBundle, Requirement, Verdict,
-    bundle, evaluate,
+    Assurance, Check, CheckId, Collateral, Evidence, Level, ModelNode, QuoteBundle, Requirement,
+    Verdict, bundle, evaluate,
 };
 use zerog_protocol::seal::SEAL_VERSION;
 
@@ -60,7 +60,10 @@ pub struct VerificationReport {
     /// The nonce that the enclave's quote answers, hexadecimal; `None` when the provider answers no nonces, so that its
     /// quote may be old.
     pub nonce: Option<String>,
-    /// The raw report, if it was asked for.
+    /// The raw report, byte for byte as it was served.
+    #[serde(skip)]
+    pub report: Vec<u8>,
+    /// Where the raw report was written, if that was asked for.
     pub report_path: Option<PathBuf>,
     /// The whole verdict as JSON, beside the raw report.
     pub verdict_path: Option<PathBuf>,
@@ -84,6 +87,7 @@ pub(crate) struct Registration {
     pub(crate) url: String,
     pub(crate) signer: Address,
     pub(crate) acknowledged: bool,
+    pub(crate) model_node: ModelNode,
 }
 
 impl Context {
@@ -110,6 +114,7 @@ impl Context {
                     url: service.url,
                     signer: service.tee_signer,
                     acknowledged: service.tee_signer_acknowledged,
+                    model_node: ModelNode::Same,
                 }
             }
             ServiceKind::Inference => {
@@ -124,6 +129,7 @@ impl Context {
                     url: service.url,
                     signer: service.tee_signer,
                     acknowledged: service.tee_signer_acknowledged,
+                    model_node: ModelNode::of_registration(&service.additional_info),
                 }
             }
         })
@@ -217,6 +223,7 @@ impl Context {
             registered_signer: Some(registration.signer),
             acknowledged: Some(registration.acknowledged),
             challenge,
+            model_node: registration.model_node,
         };
         evaluate(&evidence, &self.policy(), Self::now_s())
     }
@@ -299,7 +306,10 @@ impl Context {
                 .map(|check| check.status == zerog_attestation::CheckStatus::Pass)
         };
         let signer_match = passed(CheckId::SignerOnChain) == Some(true);
-        let compose_hash_match = passed(CheckId::ComposeHash);
+        // A reservation about another register does not unmake the match in the event log.
+        let compose_hash_match = verdict
+            .check(CheckId::ComposeHash)
+            .map(|check| check.status != zerog_attestation::CheckStatus::Fail);
         log("step", "🔑 Step 3: TEE Signer Address Verification".into());
         log(
             "info",
@@ -363,6 +373,7 @@ impl Context {
                 .collect(),
             checks: verdict.checks,
             nonce,
+            report: answer.body,
             report_path,
             verdict_path,
             summary_path,
@@ -561,6 +572,7 @@ mod tests {
             url: "http://x\n# Verification of a provider: VERIFIED".into(),
             signer: Address::ZERO,
             acknowledged: true,
+            model_node: ModelNode::Same,
         };
         let evidence = Evidence {
             body: b"{\"quote\": 1}",

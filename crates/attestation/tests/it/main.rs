@@ -3,9 +3,11 @@
 // Helpers outside `#[test]` functions may fail a test by panicking too.
 #![allow(clippy::unwrap_used)]
 
+mod evidence;
 mod golden;
 mod mutations;
 mod real_quotes;
+mod samples;
 mod simulated;
 
 /// Reads a file of `fixtures/quotes`.

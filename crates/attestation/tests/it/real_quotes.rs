@@ -47,7 +47,7 @@ fn changed_bytes_times_and_foreign_collateral_are_refused() {
         &TrustRoot::Intel,
         now,
     ) {
-        Err(VerifyError::Rejected { reason }) => reason,
+        Err(VerifyError::Rejected { reason, .. }) => reason,
         other => panic!("{other:?}"),
     };
     for position in [520, 568] {

@@ -10,6 +10,7 @@ from typing import Any
 
 from .._arguments import Arguments
 from .._calls import call_async, progress, provider_alias, receipt
+from .._verification import fine_tuning_result
 from ..exceptions import FileError
 from ..models import (
     CustomizedModel,
@@ -142,7 +143,7 @@ class AsyncFineTuningBroker(AsyncDeliverables):
             folder,
             on_log=None if log is None else lambda step: log(step["message"]),
         )
-        return Result(value, attestation_format="sgx_tdx" if value["quote_available"] else None)
+        return fine_tuning_result(value)
 
     async def require_verified(self, provider_address: str, on_progress: OnProgress | None = None) -> None:
         """Refuses a provider whose enclave is not verified; uploads and deployments do the same by themselves.

@@ -10,6 +10,7 @@ from .. import _native
 from .._answers import Answers
 from .._arguments import Arguments
 from .._calls import Manager, call_async, logger, progress, provider_alias, receipt
+from .._verification import inference_result
 from ..exceptions import InvalidResponseError
 from ..models import (
     Account,
@@ -213,11 +214,16 @@ class AsyncInferenceManager(Manager):
         output_dir: Path | None = None,
         on_log: Callable[[VerificationStep], Any] | None = None,
     ) -> Result:
-        """Judges the provider's enclave; see ``broker.fine_tuning.verify_service``."""
+        """Judges the provider's enclave; see ``broker.fine_tuning.verify_service``.
+
+        ``success`` is the verdict, not that the call returned: a simulated or failed enclave gives ``False``. With
+        ``output_dir`` the result is kept there as ``verification_<provider>_<seconds>.json`` too.
+        """
         given = Arguments("verifyService")
         provider = given.address("provider_address", provider_address)
         folder = given.optional_path("output_dir", output_dir)
         log = given.callback("on_log", on_log)
+        service = await call_async(given.operation, self._inference().get_service, provider)
         value = await call_async(
             given.operation,
             self._inference().verify_service,
@@ -225,7 +231,7 @@ class AsyncInferenceManager(Manager):
             folder,
             on_log=None if log is None else lambda step: log(build(VerificationStep, step)),
         )
-        return Result(value, success=True)
+        return inference_result(value, service, folder)
 
     async def process_response(
         self,

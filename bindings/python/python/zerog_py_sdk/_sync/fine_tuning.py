@@ -11,6 +11,7 @@ from typing import Any
 
 from .._arguments import Arguments
 from .._calls import call, progress, provider_alias, receipt
+from .._verification import fine_tuning_result
 from ..exceptions import FileError
 from ..models import (
     CustomizedModel,
@@ -143,7 +144,7 @@ class FineTuningBroker(Deliverables):
             folder,
             on_log=None if log is None else lambda step: log(step["message"]),
         )
-        return Result(value, attestation_format="sgx_tdx" if value["quote_available"] else None)
+        return fine_tuning_result(value)
 
     def require_verified(self, provider_address: str, on_progress: OnProgress | None = None) -> None:
         """Refuses a provider whose enclave is not verified; uploads and deployments do the same by themselves.
