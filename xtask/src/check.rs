@@ -63,6 +63,10 @@ pub(crate) fn run(root: &Path, all: bool, test_arguments: &[String]) -> anyhow::
         cargo(root, &arguments, &environment)
     })?;
 
+    if all {
+        part("mutated evidence", || mutations(root))?;
+    }
+
     if has("node") && has("npm") {
         match install_contract_compiler(root) {
             Ok(()) => part("contract artifacts", || contracts(root, true))?,
@@ -136,6 +140,20 @@ pub(crate) fn run(root: &Path, all: bool, test_arguments: &[String]) -> anyhow::
 /// Builds the three binaries and this one.
 pub(crate) fn build_binaries(root: &Path) -> anyhow::Result<()> {
     cargo(root, &["build", "--workspace", "--bins", "--quiet"], &[])
+}
+
+/// Tries a hundred thousand changed quotes and reports, in the test programs that are built already.
+pub(crate) fn mutations(root: &Path) -> anyhow::Result<()> {
+    let arguments = [
+        "test",
+        "--workspace",
+        "--test",
+        "it",
+        "--quiet",
+        "--",
+        "mutations::",
+    ];
+    cargo(root, &arguments, &[("ZEROG_MUTATED_QUOTES", "100000")])
 }
 
 /// Rebuilds the contract artifacts, or compares a rebuild with them.

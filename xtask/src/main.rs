@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask test`, `tidy`, `contracts`, `gas`, `interop`, `parity`, `python`.
+//! Developer commands: `cargo xtask test`, `tidy`, `contracts`, `gas`, `interop`, `mutations`, `parity`, `python`.
 
 mod check;
 mod clients;
@@ -48,6 +48,8 @@ enum Command {
     },
     /// Measure what each contract call costs and write the table of docs/compatibility.md.
     Gas,
+    /// Change quotes and reports of enclaves a hundred thousand times: none may be accepted (some minutes).
+    Mutations,
     /// Build the Python wheel, install it into an environment below `target`, and run its tests.
     Python {
         /// Pass the rest to pytest, for example a test name with -k.
@@ -100,6 +102,7 @@ fn run() -> anyhow::Result<()> {
             }
         }
         Command::Gas => check::gas(&root),
+        Command::Mutations => check::mutations(&root),
         Command::Python { test_arguments } => {
             check::build_binaries(&root)?;
             python::install(&root)?.run(&root, &test_arguments)

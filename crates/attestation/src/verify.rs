@@ -92,6 +92,11 @@ pub fn verify_quote(
         }
         TrustRoot::Certificate(certificate) => QuoteVerifier::new(certificate.clone()),
     };
+    // The library would take a chain out of the collateral and never look at the quote's own.
+    let collateral = Collateral {
+        pck_certificate_chain: None,
+        ..collateral.clone()
+    };
     let claims = verifier
         .verify_with_policy(quote, collateral, now_s, &QuotePolicy::claims_only(now_s))
         .map_err(|error| VerifyError::Rejected {

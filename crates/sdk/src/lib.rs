@@ -92,7 +92,9 @@ pub use progress::Progress;
 pub use storage::{Storage, StorageOptions};
 pub use verification::{VerificationReport, VerificationStep};
 
-pub use zerog_attestation::{Assurance, Check, CheckId, CheckStatus, Level, Requirement, Verdict};
+pub use zerog_attestation::{
+    Assurance, Check, CheckId, CheckStatus, Level, Rejection, Requirement, Verdict,
+};
 pub use zerog_chain::fine_tuning::{
     Account as FineTuningAccount, Deliverable, Quota, Service as FineTuningService,
 };

@@ -7,7 +7,7 @@ use std::time::Duration;
 use alloy_primitives::{B256, U256, keccak256};
 use serde_json::{Value, json};
 use zerog_protocol::{FileKey, SecretKey, ecies, sealed_archive, signing};
-use zerog_sdk::{DownloadMethod, TaskId};
+use zerog_sdk::{CheckId, CheckStatus, DownloadMethod, TaskId};
 
 use crate::support::{Manner, Response, World, og};
 
@@ -107,6 +107,37 @@ async fn a_quote_that_proves_nothing_gets_no_acknowledgement_and_no_data() {
     }
     assert_eq!((world.transactions().await, world.money().await), before);
     assert!(world.requests("/dataset").is_empty());
+}
+
+/// A broker in front of a model on another machine says so on chain; the verdict repeats it.
+#[tokio::test]
+async fn a_model_behind_the_enclave_is_an_open_check() {
+    let world = World::start().await;
+    let model_node = async || {
+        let report = world
+            .broker
+            .inference
+            .verify_service(world.provider, None, |_| ())
+            .await
+            .unwrap();
+        let check = report
+            .checks
+            .iter()
+            .find(|check| check.id == CheckId::ModelNode)
+            .unwrap();
+        assert!(!report.is_valid);
+        (check.status, check.detail.clone())
+    };
+    assert_eq!(model_node().await.0, CheckStatus::Inapplicable);
+    let node = "0x2222222222222222222222222222222222222222";
+    world
+        .describe_inference(
+            &json!({ "TargetSeparated": true, "TargetTeeAddress": node }).to_string(),
+        )
+        .await;
+    let (status, detail) = model_node().await;
+    assert_eq!(status, CheckStatus::Skipped);
+    assert!(detail.contains(node), "{detail}");
 }
 
 #[tokio::test]

@@ -193,6 +193,20 @@ impl World {
         connect(&self.rpc_url, "devnet", self.user.clone(), Some(timeout)).await
     }
 
+    /// Registers the inference service again, with other additional information.
+    pub(crate) async fn describe_inference(&self, additional_info: &str) {
+        let inference = self.provider_chain.inference();
+        let service = inference.service(self.provider).await.unwrap().unwrap();
+        inference
+            .add_or_update_service(&inference_offer(
+                &service.url,
+                service.tee_signer,
+                additional_info,
+            ))
+            .await
+            .unwrap();
+    }
+
     /// What the user owns in the ledger and in the sub-accounts with the provider.
     pub(crate) async fn money(&self) -> (U256, U256, U256) {
         let chain = &self.provider_chain;
@@ -330,6 +344,19 @@ async fn connect(
     Broker::connect(options).await.unwrap()
 }
 
+fn inference_offer(url: &str, signer: Address, additional_info: &str) -> inference::ServiceParams {
+    inference::ServiceParams {
+        service_type: "chatbot".into(),
+        url: url.to_owned(),
+        model: "mock-model".into(),
+        verifiability: "TeeML".into(),
+        input_price: U256::from(10u64),
+        output_price: U256::from(20u64),
+        additional_info: additional_info.to_owned(),
+        tee_signer: signer,
+    }
+}
+
 async fn register(provider: &ChainClient, owner: &ChainClient, url: &str, signer: Address) {
     let address = provider.wallet_address().unwrap();
     let service = ServiceParams {
@@ -350,19 +377,9 @@ async fn register(provider: &ChainClient, owner: &ChainClient, url: &str, signer
         .acknowledge_tee_signer_by_owner(address)
         .await
         .unwrap();
-    let service = inference::ServiceParams {
-        service_type: "chatbot".into(),
-        url: url.to_owned(),
-        model: "mock-model".into(),
-        verifiability: "TeeML".into(),
-        input_price: U256::from(10u64),
-        output_price: U256::from(20u64),
-        additional_info: "{}".into(),
-        tee_signer: signer,
-    };
     provider
         .inference()
-        .add_or_update_service(&service)
+        .add_or_update_service(&inference_offer(url, signer, "{}"))
         .await
         .unwrap();
     owner
