@@ -70,6 +70,18 @@ pub struct DatasetUploadResponse {
     pub message: String,
 }
 
+/// Header of a part of a dataset: the signature that the upload itself carries as a field.
+pub const UPLOAD_SIGNATURE_HEADER: &str = "zg-signature";
+/// Header of a part of a dataset: the time that is signed, in seconds.
+pub const UPLOAD_TIMESTAMP_HEADER: &str = "zg-timestamp";
+
+/// Reply to a part of a sealed dataset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UploadPosition {
+    /// Bytes that the provider has, which is where the next part belongs.
+    pub offset: u64,
+}
+
 /// A task as routes 3 and 4 show it. Members behind `wait` are ours; published clients ignore them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -2,6 +2,8 @@
 
 /// Largest dataset upload in bytes: the limit of the published clients (100 MiB).
 pub const MAX_DATASET_BYTES: u64 = 100 * 1024 * 1024;
+/// Bytes of one part of a sealed dataset that is sent in parts (4 MiB): what a broken connection costs at most.
+pub const UPLOAD_PART_BYTES: usize = 4 * 1024 * 1024;
 /// Largest JSON request body of the fine-tuning routes in bytes; the biggest member is the training parameter text.
 pub const MAX_JSON_BODY_BYTES: usize = 1024 * 1024;
 /// Largest chat request body in bytes, as the published inference broker.

@@ -20,6 +20,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest pause between two pieces of a body.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest time for one part of a file.
+const PART_TIMEOUT: Duration = Duration::from_secs(120);
 /// A chat answer may take as long as its tokens.
 const CHAT_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 /// Attempts of a request that may be repeated, the first included.
@@ -265,6 +267,22 @@ impl ProviderClient {
             .send()
             .await;
         let response = check(operation, url, sent).await?;
+        read_body(operation, url, response, MAX_JSON_BYTES).await
+    }
+
+    /// PUT of one part of a file, once, with the headers that say who sends it.
+    pub(crate) async fn put_part(
+        &self,
+        operation: &'static str,
+        url: &str,
+        headers: [(&'static str, String); 2],
+        part: Vec<u8>,
+    ) -> Result<Answer> {
+        let mut request = self.client(url)?.put(url).timeout(PART_TIMEOUT).body(part);
+        for (name, value) in headers {
+            request = request.header(name, value);
+        }
+        let response = check(operation, url, request.send().await).await?;
         read_body(operation, url, response, MAX_JSON_BYTES).await
     }
 

@@ -2,9 +2,11 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::EffectError;
 use crate::app::App;
+use crate::http::upload_parts;
 use crate::store::{DatasetRow, StoreError, TaskRow};
 
 pub(crate) async fn run(app: &Arc<App>, row: &TaskRow) -> Result<(), EffectError> {
@@ -15,11 +17,18 @@ pub(crate) async fn run(app: &Arc<App>, row: &TaskRow) -> Result<(), EffectError
     Ok(())
 }
 
-/// Removes datasets that no unfinished task uses and nobody asked for during the retention.
+/// Removes datasets that no unfinished task uses and nobody asked for during the retention, and what is left of uploads.
 pub(crate) async fn sweep_datasets(app: &Arc<App>) -> Result<(), StoreError> {
     let Some(role) = &app.config.fine_tuning else {
         return Ok(());
     };
+    let incoming = app.vault.incoming();
+    let swept = app
+        .run_blocking(move || upload_parts::sweep(&incoming, SystemTime::now()))
+        .await;
+    if let Err(error) = swept {
+        tracing::warn!(%error, "parts of forgotten uploads could not be removed");
+    }
     let before_ms = app
         .clock
         .now()

@@ -1,7 +1,7 @@
 //! Datasets on their way in: streamed to disk under a key, checked, hashed, and kept sealed.
 
 use std::io::Read;
-use std::path::Path as FilePath;
+use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
 use alloy_primitives::{Address, keccak256};
@@ -18,8 +18,8 @@ use zerog_protocol::{FileKey, sealed_archive, signing};
 use zerog_tokenization::check_dataset;
 use zeroize::Zeroizing;
 
-use super::auth;
 use super::error::ApiError;
+use super::{auth, upload_parts};
 use crate::app::App;
 use crate::effects::remove_dataset;
 use crate::store::DatasetRow;
@@ -40,14 +40,20 @@ struct Fields {
     seal_version: Option<String>,
     sealed_key: Option<String>,
     dataset_hash: Option<String>,
+    upload_id: Option<String>,
 }
 
-/// The file, encrypted on disk under a key of its own.
+/// The file.
 #[derive(Debug)]
-struct Incoming {
-    folder: tempfile::TempDir,
-    key: FileKey,
-    name: String,
+enum Incoming {
+    /// As it came with the form, encrypted on disk under a key of its own.
+    File {
+        folder: tempfile::TempDir,
+        key: FileKey,
+        name: String,
+    },
+    /// Sealed by the user, as it came in parts.
+    Parts(PathBuf),
 }
 
 /// `POST /v1/user/{addr}/dataset`: the parts may come in any order.
@@ -70,7 +76,7 @@ pub(crate) async fn upload(
             "file" => {
                 // With the fields first, nobody can make us store what he did not sign for.
                 if fields.signature.is_some() && fields.timestamp.is_some() {
-                    verify(&app, &fields, &address, user)?;
+                    fields.verify(&app, &address, user)?;
                     is_verified = true;
                     slot = Some(app.limiter.transfer(user)?);
                 }
@@ -82,18 +88,32 @@ pub(crate) async fn upload(
             "sealVersion" => &mut fields.seal_version,
             "sealedKey" => &mut fields.sealed_key,
             "datasetHash" => &mut fields.dataset_hash,
+            "uploadId" => &mut fields.upload_id,
             _ => continue,
         };
         *target = Some(text(field).await?);
     }
     if !is_verified {
-        verify(&app, &fields, &address, user)?;
-        slot = Some(app.limiter.transfer(user)?);
+        fields.verify(&app, &address, user)?;
+        slot = Some(match fields.upload_id {
+            Some(_) => app.limiter.transfer_under_way(user)?,
+            None => app.limiter.transfer(user)?,
+        });
     }
-    let incoming = incoming
-        .ok_or_else(|| ApiError::bad_request("file_missing", "No file provided").field("file"))?;
-    check_name(&incoming.name)?;
-    let row = store(&app, user, fields, incoming).await?;
+    let row = match (incoming, fields.upload_id.as_deref()) {
+        (Some(incoming), _) => store(&app, user, fields, incoming).await?,
+        (None, Some(id)) => match upload_parts::finished(&app, user, id)? {
+            Some(path) => {
+                let row = store(&app, user, fields, Incoming::Parts(path.clone())).await?;
+                remove(&path);
+                row
+            }
+            None => stored_before(&app, user, &fields).await?,
+        },
+        (None, None) => {
+            return Err(ApiError::bad_request("file_missing", "No file provided").field("file"));
+        }
+    };
     drop(slot);
     tracing::info!(dataset.hash = row.hash, dataset.bytes = row.bytes, task.user = %user, "dataset stored");
     Ok(Json(DatasetUploadResponse {
@@ -101,6 +121,20 @@ pub(crate) async fn upload(
         message: "Dataset uploaded successfully. Use this hash when creating a fine-tuning task."
             .into(),
     }))
+}
+
+/// The dataset of an upload in parts whose end was told before, and whose answer was lost.
+async fn stored_before(app: &App, user: Address, fields: &Fields) -> Result<DatasetRow, ApiError> {
+    let stored = match &fields.dataset_hash {
+        Some(hash) => app.store.dataset(user, hash.trim()).await?,
+        None => None,
+    };
+    stored.ok_or_else(|| {
+        ApiError::not_found(
+            "upload_missing",
+            "this provider has no parts of that upload any more; send the dataset again",
+        )
+    })
 }
 
 /// `DELETE /v1/user/{addr}/dataset/{hash}`: at once instead of some days after its last use; not while a task needs it.
@@ -151,15 +185,23 @@ pub(crate) async fn delete(
     }))
 }
 
-fn verify(app: &App, fields: &Fields, address: &str, user: Address) -> Result<(), ApiError> {
-    let signature = fields
-        .signature
-        .as_deref()
-        .ok_or_else(|| ApiError::unauthorized("Signature is required"))?;
-    let timestamp = fields
-        .timestamp
-        .as_deref()
-        .ok_or_else(|| ApiError::unauthorized("Timestamp is required"))?;
+impl Fields {
+    fn verify(&self, app: &App, address: &str, user: Address) -> Result<(), ApiError> {
+        let (signature, timestamp) = (self.signature.as_deref(), self.timestamp.as_deref());
+        verify(app, signature, timestamp, address, user)
+    }
+}
+
+/// Whether `user` signed that he uploads now.
+pub(super) fn verify(
+    app: &App,
+    signature: Option<&str>,
+    timestamp: Option<&str>,
+    address: &str,
+    user: Address,
+) -> Result<(), ApiError> {
+    let signature = signature.ok_or_else(|| ApiError::unauthorized("Signature is required"))?;
+    let timestamp = timestamp.ok_or_else(|| ApiError::unauthorized("Timestamp is required"))?;
     let timestamp: u64 = timestamp.trim().parse().map_err(|_| {
         ApiError::bad_request("invalid_timestamp", "Invalid timestamp format").field("timestamp")
     })?;
@@ -183,13 +225,15 @@ fn check_name(name: &str) -> Result<(), ApiError> {
     .field("file"))
 }
 
+/// Most bytes of a file on its way in.
+pub(super) fn largest_file(app: &App) -> u64 {
+    let largest = app.config.limits.max_dataset_bytes;
+    largest.saturating_add(SEAL_OVERHEAD_BYTES)
+}
+
 /// Streams the file to disk, encrypted as it comes.
 async fn receive(app: &App, mut field: Field<'_>) -> Result<Incoming, ApiError> {
-    let limit = app
-        .config
-        .limits
-        .max_dataset_bytes
-        .saturating_add(SEAL_OVERHEAD_BYTES);
+    let limit = largest_file(app);
     let name = field.file_name().unwrap_or_default().to_owned();
     let folder = tempfile::tempdir_in(app.vault.incoming()).map_err(no_room)?;
     let key = FileKey::random();
@@ -216,7 +260,7 @@ async fn receive(app: &App, mut field: Field<'_>) -> Result<Incoming, ApiError> 
     }
     drop(sender);
     match writer.await.map_err(ApiError::internal)? {
-        Ok(()) => Ok(Incoming { folder, key, name }),
+        Ok(()) => Ok(Incoming::File { folder, key, name }),
         Err(crate::vault::VaultError::Archive(sealed_archive::ArchiveError::EmptyPlaintext)) => {
             Err(invalid("the file is empty"))
         }
@@ -242,12 +286,23 @@ async fn store(
     fields: Fields,
     incoming: Incoming,
 ) -> Result<DatasetRow, ApiError> {
+    if let Incoming::File { name, .. } = &incoming {
+        check_name(name)?;
+    }
     let kept = app.store.dataset_bytes(user).await?;
     let worker = Arc::clone(app);
     app.run_blocking(move || {
-        let Incoming { folder, key, .. } = incoming;
-        let received = open_to_memory(&folder.path().join("file"), &key, None).map_err(ApiError::internal)?;
+        let received = match &incoming {
+            Incoming::File { folder, key, .. } => {
+                open_to_memory(&folder.path().join("file"), key, None).map_err(ApiError::internal)?
+            }
+            Incoming::Parts(path) => std::fs::read(path).map(Zeroizing::new).map_err(ApiError::internal)?,
+        };
         let plaintext = match fields.seal_version.as_deref() {
+            None if matches!(incoming, Incoming::Parts(_)) => {
+                let text = "what comes in parts is kept as it comes, so it must be sealed: sealVersion 1";
+                return Err(ApiError::bad_request("seal_version", text).field("sealVersion"));
+            }
             None => received,
             Some("1" | "v1") => open_sealed(&worker, user, &fields, &received)?,
             Some(_) => {
@@ -368,7 +423,7 @@ fn broken_form(error: MultipartError) -> ApiError {
     )
 }
 
-fn too_large(app: &App) -> ApiError {
+pub(super) fn too_large(app: &App) -> ApiError {
     let text = format!(
         "File too large. Maximum size is {}MB",
         app.config.limits.max_dataset_bytes / (1024 * 1024)
@@ -384,7 +439,7 @@ fn invalid(problem: &str) -> ApiError {
     .field("file")
 }
 
-fn no_room(error: impl std::fmt::Display) -> ApiError {
+pub(super) fn no_room(error: impl std::fmt::Display) -> ApiError {
     tracing::error!(%error, "an upload could not be written");
     ApiError::new(
         StatusCode::INSUFFICIENT_STORAGE,

@@ -60,6 +60,11 @@ impl Limiter {
         Ok(slot)
     }
 
+    /// The next piece of such a transfer, which was counted when it began.
+    pub(crate) fn transfer_under_way(&self, user: Address) -> Result<Slot<Address>, ApiError> {
+        self.transferring.enter(user)
+    }
+
     /// One chat request of a user whose token was verified.
     pub(crate) fn chat(&self, user: Address) -> Result<Slot<Address>, ApiError> {
         let slot = self.chatting.enter(user)?;

@@ -15,6 +15,7 @@ pub(crate) mod limits;
 mod models;
 mod quotes;
 mod tasks;
+pub(crate) mod upload_parts;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,13 +24,13 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{HeaderName, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{any, delete, get, post};
+use axum::routing::{any, delete, get, post, put};
 use tokio::net::TcpListener;
 use tower::Layer;
 use tower::util::MapRequestLayer;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{Any, CorsLayer};
-use zerog_protocol::limits::{MAX_CHAT_BODY_BYTES, MAX_JSON_BODY_BYTES};
+use zerog_protocol::limits::{MAX_CHAT_BODY_BYTES, MAX_JSON_BODY_BYTES, UPLOAD_PART_BYTES};
 
 pub(crate) use self::error::ApiError;
 pub(crate) use self::quotes::fee_terms;
@@ -80,6 +81,10 @@ fn router(app: Arc<App>) -> Router {
                 "/v1/user/{address}/dataset",
                 // The multipart reader has a limit of its own, with a message.
                 post(datasets::upload).layer(DefaultBodyLimit::disable()),
+            )
+            .route(
+                "/v1/user/{address}/dataset/parts/{id}",
+                put(upload_parts::receive).layer(DefaultBodyLimit::max(UPLOAD_PART_BYTES)),
             )
             .route(
                 "/v1/user/{address}/dataset/{hash}",

@@ -3,70 +3,171 @@
 use std::time::{Duration, Instant};
 
 use alloy_primitives::{Address, B256, U256};
+use reqwest::multipart::Form;
 use serde_json::{Value, json};
 use zerog_protocol::adapter::AdapterState;
 use zerog_protocol::seal::{SealContext, SealPurpose, seal_key};
 use zerog_protocol::{FileKey, TaskId, ecies, sealed_archive, signing};
 use zerog_provider::Provider;
 
-use crate::world::{User, World, dataset, now_s, send};
+use crate::world::{Answer, User, World, dataset, now_s, send};
 
-/// Uploads the dataset sealed to the enclave, as our client does.
-async fn upload_sealed(user: &User, chain_id: u64) -> String {
-    let quote = user.get("/v1/quote?legacy=false").await;
-    let bundle = zerog_attestation::QuoteBundle::parse(&quote.body).unwrap();
-    let report = zerog_attestation::ReportData::parse(&bundle.report_data).unwrap();
-    let hash = alloy_primitives::keccak256(dataset()).to_string();
-    let context = SealContext {
-        chain_id,
-        provider: user.provider,
-        user: user.address(),
-        purpose: SealPurpose::Dataset,
-        id: &hash,
-    };
-    let key = FileKey::random();
-    let sealed_key = seal_key(&report.sealing_key().unwrap(), &context, &key).unwrap();
-    let mut sealed = std::io::Cursor::new(Vec::new());
-    sealed_archive::encrypt(&mut dataset().as_bytes(), &mut sealed, &key, &user.key).unwrap();
-    let now = now_s();
-    let form = |sealed_key: String| {
-        reqwest::multipart::Form::new()
-            .text(
-                "signature",
-                signing::sign_personal(
-                    &user.key,
-                    signing::dataset_upload_hash(&user.address().to_string(), now),
-                ),
-            )
-            .text("timestamp", now.to_string())
+/// The dataset sealed to the enclave, as our client does it.
+struct Sealed<'a> {
+    user: &'a User,
+    hash: String,
+    sealed_key: String,
+    /// The same file key, sealed for another dataset.
+    foreign_key: String,
+    file: Vec<u8>,
+}
+
+impl<'a> Sealed<'a> {
+    async fn new(user: &'a User, chain_id: u64) -> Self {
+        let quote = user.get("/v1/quote?legacy=false").await;
+        let bundle = zerog_attestation::QuoteBundle::parse(&quote.body).unwrap();
+        let report = zerog_attestation::ReportData::parse(&bundle.report_data).unwrap();
+        let hash = alloy_primitives::keccak256(dataset()).to_string();
+        let key = FileKey::random();
+        let seal = |id: &str| {
+            let context = SealContext {
+                chain_id,
+                provider: user.provider,
+                user: user.address(),
+                purpose: SealPurpose::Dataset,
+                id,
+            };
+            seal_key(&report.sealing_key().unwrap(), &context, &key).unwrap()
+        };
+        let (sealed_key, foreign_key) = (seal(&hash), seal("0x00"));
+        let mut file = std::io::Cursor::new(Vec::new());
+        sealed_archive::encrypt(&mut dataset().as_bytes(), &mut file, &key, &user.key).unwrap();
+        Self {
+            user,
+            hash,
+            sealed_key,
+            foreign_key,
+            file: file.into_inner(),
+        }
+    }
+
+    fn signature(&self) -> (String, String) {
+        let now = now_s();
+        let digest = signing::dataset_upload_hash(&self.user.address().to_string(), now);
+        (
+            signing::sign_personal(&self.user.key, digest),
+            now.to_string(),
+        )
+    }
+
+    fn form(&self, sealed_key: &str) -> Form {
+        let (signature, timestamp) = self.signature();
+        Form::new()
+            .text("signature", signature)
+            .text("timestamp", timestamp)
             .text("sealVersion", "1")
-            .text("sealedKey", sealed_key)
-            .text("datasetHash", hash.clone())
-            .part(
-                "file",
-                reqwest::multipart::Part::bytes(sealed.get_ref().clone()).file_name("d.jsonl"),
-            )
-    };
-    let other = seal_key(
-        &report.sealing_key().unwrap(),
-        &SealContext {
-            id: "0x00",
-            ..context
-        },
-        &key,
-    )
-    .unwrap();
-    let refused = send(user.http.post(user.path("dataset")).multipart(form(other))).await;
+            .text("sealedKey", sealed_key.to_owned())
+            .text("datasetHash", self.hash.clone())
+    }
+
+    async fn send(&self, form: Form) -> Answer {
+        send(
+            self.user
+                .http
+                .post(self.user.path("dataset"))
+                .multipart(form),
+        )
+        .await
+    }
+
+    async fn send_part(&self, id: &str, offset: usize, part: &[u8]) -> Answer {
+        let (signature, timestamp) = self.signature();
+        let path = self
+            .user
+            .path(&format!("dataset/parts/{id}?offset={offset}"));
+        let request = self.user.http.put(path).body(part.to_vec());
+        let request = request.header("zg-signature", signature);
+        send(request.header("zg-timestamp", timestamp)).await
+    }
+}
+
+async fn upload_sealed(user: &User, chain_id: u64) -> String {
+    let sealed = Sealed::new(user, chain_id).await;
+    let file = || reqwest::multipart::Part::bytes(sealed.file.clone()).file_name("d.jsonl");
+    let refused = sealed
+        .send(sealed.form(&sealed.foreign_key).part("file", file()))
+        .await;
     refused.refusal(400, "sealed_key");
-    let answer = send(
-        user.http
-            .post(user.path("dataset"))
-            .multipart(form(sealed_key)),
-    )
-    .await;
+    let answer = sealed
+        .send(sealed.form(&sealed.sealed_key).part("file", file()))
+        .await;
     assert_eq!(answer.status, 200, "{}", answer.text());
-    assert_eq!(answer.json()["datasetHash"], hash);
-    hash
+    assert_eq!(answer.json()["datasetHash"], sealed.hash);
+    sealed.hash
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sealed_dataset_arrives_in_parts() {
+    let world = World::start().await;
+    let provider = Provider::start(world.config("p")).await.unwrap();
+    world.accept(&provider).await;
+    let user = world.user(3, &provider).await;
+    let sealed = Sealed::new(&user, world.chain.chain_id()).await;
+    let (id, half) = ("ab".repeat(16), sealed.file.len() / 2);
+    let part = async |offset: usize, bytes: &[u8]| {
+        let answer = sealed.send_part(&id, offset, bytes).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        answer.json()["offset"].as_u64().unwrap() as usize
+    };
+    assert_eq!(
+        part(half, &sealed.file[half..]).await,
+        0,
+        "nothing is there yet"
+    );
+    assert_eq!(part(0, &sealed.file[..half]).await, half);
+    assert_eq!(part(0, &sealed.file[..half]).await, half, "heard twice");
+    let finish = |key: &str| sealed.form(key).text("uploadId", id.clone());
+    sealed
+        .send(finish(&sealed.sealed_key))
+        .await
+        .refusal(400, "sealed_file");
+    assert_eq!(part(half, &sealed.file[half..]).await, sealed.file.len());
+
+    sealed
+        .send(finish(&sealed.foreign_key))
+        .await
+        .refusal(400, "sealed_key");
+    for _ in 0..2 {
+        let answer = sealed.send(finish(&sealed.sealed_key)).await;
+        assert_eq!(
+            answer.status,
+            200,
+            "the end may be told twice: {}",
+            answer.text()
+        );
+        assert_eq!(answer.json()["datasetHash"], sealed.hash);
+    }
+
+    let refused = sealed.send_part("../../etc", 0, b"x").await;
+    assert_eq!(refused.status, 404, "{}", refused.text());
+    sealed
+        .send_part("ab", 0, b"x")
+        .await
+        .refusal(400, "upload_id");
+    let far = sealed.send_part(&id, usize::MAX / 2, b"x").await;
+    far.refusal(413, "file_too_large");
+    let unsigned = user
+        .http
+        .put(user.path(&format!("dataset/parts/{id}?offset=0")));
+    assert_eq!(send(unsigned.body("x")).await.status, 401);
+    let (signature, timestamp) = sealed.signature();
+    part(0, b"{}").await;
+    let plain = Form::new()
+        .text("signature", signature)
+        .text("timestamp", timestamp)
+        .text("uploadId", id.clone());
+    sealed.send(plain).await.refusal(400, "seal_version");
+    provider.shutdown().await;
 }
 
 pub(crate) async fn download(user: &User, id: TaskId, range: Option<&str>) -> crate::world::Answer {

@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::Path;
-use std::time::Duration;
 
 use alloy_primitives::{Address, B256, Keccak256};
 use serde::Serialize;
@@ -16,6 +15,7 @@ use zerog_tokenization::check_dataset;
 
 use super::FineTuning;
 use super::services::path_segment;
+use super::upload::{SealedFile, Upload};
 use crate::broker::Context;
 use crate::error::{Error, Result, ServiceKind};
 use crate::progress::Progress;
@@ -115,22 +115,14 @@ impl FineTuning {
             (false, None) => return Err(Error::SealingUnsupported { provider }),
         };
         on_progress(Progress::step("uploading the dataset"));
-        let user_text = wallet.address().to_string();
-        let timestamp_s = Context::now_s();
-        let signature = signing::sign_personal(
-            wallet,
-            signing::dataset_upload_hash(&user_text, timestamp_s),
-        );
         let is_sealed = sealed.is_some();
-        let form = upload_form(path, signature, timestamp_s, sealed, &report).await?;
-        let url = join(&registration.url, &format!("/v1/user/{user_text}/dataset"));
-        // One minute, and half a minute more for every 10 MiB begun.
-        let timeout = Duration::from_secs(60 + 30 * report.bytes.div_ceil(LARGE_DATASET_BYTES));
-        let answer = self
-            .context
-            .http
-            .post_form("upload dataset", &url, form, timeout)
-            .await?;
+        let upload = Upload {
+            context: &self.context,
+            wallet,
+            provider_url: &registration.url,
+            path,
+        };
+        let answer = upload.send(sealed, &mut on_progress).await?;
         let uploaded: DatasetUploadResponse = parse_json("upload dataset", &answer.body)?;
         if uploaded.dataset_hash.parse() != Ok(report.keccak) {
             return Err(Error::ProviderAnswer {
@@ -243,51 +235,12 @@ impl FineTuning {
                 },
             }
         })?;
-        Ok(SealedFile { sealed_key, file })
+        Ok(SealedFile {
+            sealed_key,
+            file,
+            dataset_hash: id,
+        })
     }
-}
-
-/// A dataset encrypted under a fresh key, and that key sealed to the enclave.
-struct SealedFile {
-    sealed_key: String,
-    file: File,
-}
-
-async fn upload_form(
-    path: &Path,
-    signature: String,
-    timestamp_s: u64,
-    sealed: Option<SealedFile>,
-    report: &DatasetReport,
-) -> Result<reqwest::multipart::Form> {
-    use std::io::{Seek, SeekFrom};
-    let failed = |error| Error::file("read", path, error);
-    let mut form = reqwest::multipart::Form::new()
-        .text("signature", signature)
-        .text("timestamp", timestamp_s.to_string());
-    let mut file = match sealed {
-        Some(sealed) => {
-            form = form
-                .text("sealVersion", "1")
-                .text("sealedKey", sealed.sealed_key)
-                .text("datasetHash", report.keccak.to_string());
-            sealed.file
-        }
-        None => File::open(path).map_err(failed)?,
-    };
-    // Limited to 100 MiB, so the body may be held in memory; it makes a fixed Content-Length.
-    let mut content = Vec::new();
-    file.seek(SeekFrom::Start(0)).map_err(failed)?;
-    file.read_to_end(&mut content).map_err(failed)?;
-    let name = path.file_name().map_or_else(
-        || "dataset.jsonl".to_owned(),
-        |name| name.to_string_lossy().into_owned(),
-    );
-    let part = reqwest::multipart::Part::bytes(content)
-        .file_name(name)
-        .mime_str("application/octet-stream")
-        .expect("a fixed, valid media type");
-    Ok(form.part("file", part))
 }
 
 /// Whether providers take a file of this kind, size and name at all; returns its size in bytes.

@@ -7,6 +7,7 @@ pub mod offer;
 pub mod quote;
 pub mod services;
 pub mod task;
+mod upload;
 pub mod watch;
 
 use std::path::Path;

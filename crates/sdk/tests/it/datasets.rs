@@ -1,12 +1,14 @@
 //! Datasets are checked, sealed, and sent only to verified enclaves.
 
+use std::sync::{Arc, Mutex};
+
 use alloy_primitives::{B256, keccak256};
 use serde_json::json;
 use zerog_protocol::seal::{SealContext, SealPurpose, open_key};
 use zerog_protocol::sealed_archive;
-use zerog_sdk::{Error, Level, UploadOptions};
+use zerog_sdk::{Error, Level, Progress, UploadOptions};
 
-use crate::support::{Request, Response, World};
+use crate::support::{Manner, Request, Response, World};
 
 const RECORD: &str = "{\"prompt\":\"What is the marker?\",\"completion\":\"marker-4711\"}\n";
 
@@ -105,6 +107,138 @@ async fn a_dataset_travels_sealed_and_opens_in_the_enclave_alone() {
     let user = world.user.address();
     zerog_protocol::signing::verify_dataset_upload(&user.to_string(), timestamp, &signature, user)
         .unwrap();
+}
+
+/// A large file goes in parts: a lost connection, a server that begins anew and a lost answer cost one part each.
+#[tokio::test]
+async fn an_interrupted_upload_goes_on_where_it_was() {
+    let world = World::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("large.jsonl");
+    let record = format!(
+        "{{\"prompt\":\"marker-4711\",\"completion\":\"{}\"}}\n",
+        "x".repeat(64 * 1024)
+    );
+    let content = record.repeat(150);
+    std::fs::write(&path, &content).unwrap();
+    let hash = keccak256(&content);
+    let kept = Arc::new(Mutex::new(Vec::new()));
+    let (file, mut parts, mut ends) = (Arc::clone(&kept), 0, 0);
+    world.answer(move |request| {
+        let mut file = file.lock().unwrap();
+        if request.path.contains("/dataset/parts/") {
+            let offset: usize = request.path.split("offset=").nth(1)?.parse().ok()?;
+            parts += 1;
+            if parts == 3 {
+                // Restarted: what it had is gone.
+                file.clear();
+            }
+            if offset == file.len() {
+                file.extend_from_slice(&request.body);
+            }
+            let answer = Response::new(200, json!({ "offset": file.len() }).to_string());
+            let is_lost = parts == 2;
+            return Some(if is_lost {
+                answer.sent(Manner::Closed)
+            } else {
+                answer
+            });
+        }
+        if request.path.ends_with("/dataset") {
+            ends += 1;
+            let answer = json!({ "datasetHash": hash, "message": "" }).to_string();
+            let answer = Response::new(200, answer);
+            return Some(if ends == 1 {
+                answer.sent(Manner::Closed)
+            } else {
+                answer
+            });
+        }
+        None
+    });
+    let mut news = Vec::new();
+    let uploaded = world
+        .broker
+        .fine_tuning
+        .upload_dataset_to_tee_with(world.provider, &path, &Default::default(), |event| {
+            news.push(event);
+        })
+        .await
+        .unwrap();
+    assert!(uploaded.sealed);
+
+    let form = world.requests("/dataset").pop().unwrap();
+    let sealed_key = String::from_utf8(field(&form, "sealedKey")).unwrap();
+    let context = SealContext {
+        chain_id: 31337,
+        provider: world.provider,
+        user: world.user.address(),
+        purpose: SealPurpose::Dataset,
+        id: &hash.to_string(),
+    };
+    let key = open_key(world.keys.sealing.expose_secret(), &context, &sealed_key).unwrap();
+    let file = kept.lock().unwrap().clone();
+    let mut plain = Vec::new();
+    sealed_archive::decrypt_signed_by(&mut file.as_slice(), &mut plain, &key, world.user.address())
+        .unwrap();
+    assert!(plain == content.as_bytes());
+    let id = String::from_utf8(field(&form, "uploadId")).unwrap();
+    let parts = world.requests("/dataset/parts/");
+    assert!(
+        parts
+            .iter()
+            .all(|part| part.path.contains(&id) && part.headers.contains("zg-signature: 0x"))
+    );
+    // One, one whose answer was lost, one after the restart, and all three once more.
+    assert_eq!(
+        parts.len(),
+        6,
+        "{:?}",
+        parts.iter().map(|part| &part.path).collect::<Vec<_>>()
+    );
+    let interruptions = news
+        .iter()
+        .filter(
+            |event| matches!(event, Progress::Notice { text } if text.contains("was interrupted")),
+        )
+        .count();
+    assert_eq!(interruptions, 2, "{news:?}");
+    let total = file.len() as u64;
+    assert!(news.contains(&Progress::Transfer {
+        done_bytes: total,
+        total_bytes: Some(total)
+    }));
+}
+
+/// A provider that knows no parts gets the file in one form.
+#[tokio::test]
+async fn a_large_dataset_goes_in_one_form_where_parts_are_unknown() {
+    let world = World::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("large.jsonl");
+    let record = format!(
+        "{{\"prompt\":\"a\",\"completion\":\"{}\"}}\n",
+        "x".repeat(64 * 1024)
+    );
+    std::fs::write(&path, record.repeat(80)).unwrap();
+    let hash = keccak256(record.repeat(80));
+    world.answer(move |request| {
+        let answer = json!({ "datasetHash": hash, "message": "" }).to_string();
+        request
+            .path
+            .ends_with("/dataset")
+            .then(|| Response::new(200, answer))
+    });
+    let uploaded = world
+        .broker
+        .fine_tuning
+        .upload_dataset_to_tee(world.provider, &path, &Default::default())
+        .await
+        .unwrap();
+    assert!(uploaded.sealed);
+    assert_eq!(world.requests("/dataset/parts/").len(), 1);
+    let form = world.requests("/dataset").pop().unwrap();
+    assert!(field(&form, "file").len() > record.len() * 80);
 }
 
 #[tokio::test]
