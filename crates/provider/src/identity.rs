@@ -3,10 +3,11 @@
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use alloy_primitives::Address;
 use rand::RngCore;
+use sha2::{Digest, Sha256};
 use zerog_attestation::{
     BackendError, Collateral, DstackBackend, EnclaveKeys, KeyError, Simulated, SimulatedOptions,
     TeeBackend, TeeKind,
@@ -36,6 +37,9 @@ pub enum IdentityError {
     /// The seed file cannot be used.
     #[error("the enclave seed file cannot be used: {0}")]
     Seed(#[from] std::io::Error),
+    /// The simulated evidence would have no measurement.
+    #[error("the running program cannot be read, which simulated evidence names by its hash: {0}")]
+    Program(std::io::Error),
 }
 
 /// Keys, cached quotes and the way to fresh ones.
@@ -68,7 +72,9 @@ impl Identity {
         let backend: Arc<dyn TeeBackend> = match config {
             IdentityConfig::Simulated => {
                 Simulated::check_chain(chain_id)?;
-                Arc::new(Simulated::new(SimulatedOptions::new(*seed(data_dir)?)))
+                let options = SimulatedOptions::new(*seed(data_dir)?)
+                    .program_sha256(program_sha256().map_err(IdentityError::Program)?);
+                Arc::new(Simulated::new(options))
             }
             IdentityConfig::Dstack {
                 socket: Some(socket),
@@ -177,6 +183,18 @@ fn seed(data_dir: &Path) -> Result<Zeroizing<[u8; 32]>, std::io::Error> {
     Ok(seed)
 }
 
+/// SHA-256 of the running program, which the simulated evidence names as what runs. It is read once.
+fn program_sha256() -> std::io::Result<[u8; 32]> {
+    static DIGEST: OnceLock<[u8; 32]> = OnceLock::new();
+    if let Some(digest) = DIGEST.get() {
+        return Ok(*digest);
+    }
+    let mut program = std::fs::File::open(std::env::current_exe()?)?;
+    let mut hasher = Sha256::new();
+    std::io::copy(&mut program, &mut hasher)?;
+    Ok(*DIGEST.get_or_init(|| hasher.finalize().into()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -195,6 +213,12 @@ mod tests {
         assert_eq!(mode & 0o777, 0o600);
         assert!(first.quote(true).contains("\"simulated\":true"));
         assert_ne!(first.quote(true), first.quote(false));
+        let program = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+        let digest: [u8; 32] = Sha256::digest(program).into();
+        assert_eq!(program_sha256().unwrap(), digest);
+        let image = format!("zerog/provider@sha256:{}", hex::encode(digest));
+        let bundle = zerog_attestation::QuoteBundle::parse(first.quote(true).as_bytes()).unwrap();
+        assert!(bundle.tcb_info.contains(&image), "{}", bundle.tcb_info);
         let other = tempfile::tempdir().unwrap();
         let other = Identity::establish(&IdentityConfig::Simulated, other.path(), 31337).unwrap();
         assert_ne!(first.signer(), other.signer());

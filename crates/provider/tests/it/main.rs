@@ -9,6 +9,7 @@ mod external;
 mod external_server;
 mod http;
 mod methods;
+mod plaintext;
 mod quotes;
 mod recovery;
 mod settlement;

@@ -23,11 +23,11 @@ struct Sealed<'a> {
 }
 
 impl<'a> Sealed<'a> {
-    async fn new(user: &'a User, chain_id: u64) -> Self {
+    async fn new(user: &'a User, chain_id: u64, dataset: &str) -> Self {
         let quote = user.get("/v1/quote?legacy=false").await;
         let bundle = zerog_attestation::QuoteBundle::parse(&quote.body).unwrap();
         let report = zerog_attestation::ReportData::parse(&bundle.report_data).unwrap();
-        let hash = alloy_primitives::keccak256(dataset()).to_string();
+        let hash = alloy_primitives::keccak256(dataset).to_string();
         let key = FileKey::random();
         let seal = |id: &str| {
             let context = SealContext {
@@ -41,7 +41,7 @@ impl<'a> Sealed<'a> {
         };
         let (sealed_key, foreign_key) = (seal(&hash), seal("0x00"));
         let mut file = std::io::Cursor::new(Vec::new());
-        sealed_archive::encrypt(&mut dataset().as_bytes(), &mut file, &key, &user.key).unwrap();
+        sealed_archive::encrypt(&mut dataset.as_bytes(), &mut file, &key, &user.key).unwrap();
         Self {
             user,
             hash,
@@ -91,8 +91,9 @@ impl<'a> Sealed<'a> {
     }
 }
 
-async fn upload_sealed(user: &User, chain_id: u64) -> String {
-    let sealed = Sealed::new(user, chain_id).await;
+/// Uploads a dataset sealed to the enclave, as our client does.
+pub(crate) async fn upload_sealed(user: &User, chain_id: u64, dataset: &str) -> String {
+    let sealed = Sealed::new(user, chain_id, dataset).await;
     let file = || reqwest::multipart::Part::bytes(sealed.file.clone()).file_name("d.jsonl");
     let refused = sealed
         .send(sealed.form(&sealed.foreign_key).part("file", file()))
@@ -112,7 +113,7 @@ async fn a_sealed_dataset_arrives_in_parts() {
     let provider = Provider::start(world.config("p")).await.unwrap();
     world.accept(&provider).await;
     let user = world.user(3, &provider).await;
-    let sealed = Sealed::new(&user, world.chain.chain_id()).await;
+    let sealed = Sealed::new(&user, world.chain.chain_id(), &dataset()).await;
     let (id, half) = ("ab".repeat(16), sealed.file.len() / 2);
     let part = async |offset: usize, bytes: &[u8]| {
         let answer = sealed.send_part(&id, offset, bytes).await;
@@ -240,7 +241,7 @@ async fn a_dataset_becomes_an_adapter_that_answers() {
     let provider = Provider::start(config.clone()).await.unwrap();
     world.accept(&provider).await;
     let user = world.user(3, &provider).await;
-    let hash = upload_sealed(&user, 31337).await;
+    let hash = upload_sealed(&user, 31337, &dataset()).await;
     let created = user
         .create(user.task_request(&hash, now_s() * 10_000_000 + 40))
         .await;

@@ -41,7 +41,8 @@ impl SimulatedOptions {
         Self {
             seed: Zeroizing::new(seed),
             name: "zerog-provider".into(),
-            image: format!("zerog/provider@sha256:{}", "0".repeat(64)),
+            // Without a digest, so that nobody takes it for a pinned image.
+            image: "zerog/provider".into(),
         }
     }
 
