@@ -10,6 +10,7 @@ mod error;
 mod fine_tuning;
 mod inference;
 mod ledger;
+mod loss_curve;
 mod records;
 
 use pyo3::prelude::*;
@@ -29,6 +30,8 @@ mod _native {
     use crate::inference::{ChatStream, Inference, Lora};
     #[pymodule_export]
     use crate::ledger::Ledger;
+    #[pymodule_export]
+    use crate::loss_curve::LossCurve;
 
     use super::*;
 

@@ -74,7 +74,7 @@ record!(Quote, this:
 
 record!(FeeBreakdown, this:
     billed_tokens, price_per_token, price_coefficient, training_fee, storage_fee, total);
-record!(TrainingProgress, this: step, total_steps, loss, first_loss, eval_loss, learning_rate, eta_s);
+record!(TrainingProgress, this: step, total_steps, loss, first_loss, eval_loss, learning_rate, tokens_per_s, eta_s);
 record!(Task, this:
     id, created_at, updated_at, user_address, pre_trained_model_hash, dataset_hash, training_params, fee, nonce, signature,
     state = this.progress, deliver_index, deliver_time, model_type, wait, failure_reason, stage, queue_position,
@@ -161,6 +161,9 @@ impl ToPython for Progress {
                 step,
                 total_steps,
                 loss,
+                eval_loss,
+                learning_rate,
+                tokens_per_s,
                 eta_s,
                 queue_position,
                 stage,
@@ -170,6 +173,9 @@ impl ToPython for Progress {
                 set("step", step)?;
                 set("total_steps", total_steps)?;
                 set("loss", loss)?;
+                set("eval_loss", eval_loss)?;
+                set("learning_rate", learning_rate)?;
+                set("tokens_per_s", tokens_per_s)?;
                 set("eta_s", eta_s)?;
                 set("queue_position", queue_position)?;
                 set("stage", stage)?;

@@ -69,3 +69,19 @@ def _mypy(*arguments: str) -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
     )
+
+
+def test_losses_are_read_and_written(tmp_path: pathlib.Path) -> None:
+    log = (
+        "[2025-03-11T01:20:08.000Z] Step: 1, Logs: {'loss': 2.5000, 'learning_rate': 2e-4, 'epoch': 0.50}\n"
+        "[2025-03-11T01:20:09.000Z] Step: 2, Logs: {'loss': 2.0000, 'learning_rate': 1e-4, 'epoch': 1.00}\n"
+        "[2025-03-11T01:20:09.500Z] Step: 2, Logs: {'eval_loss': 2.2500, 'epoch': 1.00}, the best so far\n"
+    )
+    curve = zerog_py_sdk.LossCurve.from_log(log)
+    assert [(point.step, point.loss) for point in curve.points] == [(1, 2.5), (2, 2.0)]
+    assert [(point.step, point.eval_loss) for point in curve.evaluations] == [(2, 2.25)]
+    assert curve.to_csv().splitlines()[2] == "2,2,0.0001,1,1741656009,2.25"
+    assert curve.to_svg().count("<polyline") == 2 and "eval loss 2.2500" in curve.to_text(20, 4)
+    written = pathlib.Path(curve.write_tensorboard(tmp_path / "events"))
+    assert written.name.startswith("events.out.tfevents.") and b"eval/loss" in written.read_bytes()
+    assert zerog_py_sdk.LossCurve.from_log("").points == []

@@ -33,7 +33,7 @@ def test_progress_is_told_step_by_step(delivered: Delivered) -> None:
     assert states[-1] == "Delivered" and "Training" in states
     training = [news for news in delivered.progress if news.step]
     assert training and all(news.total_steps == 4 for news in training)
-    assert any(news.loss for news in training)
+    assert any(news.loss and news.tokens_per_s and news.learning_rate for news in training)
 
 
 def test_tasks_and_logs_can_be_read(delivered: Delivered) -> None:
@@ -47,6 +47,9 @@ def test_tasks_and_logs_can_be_read(delivered: Delivered) -> None:
     assert manager.get_task(delivered.provider).id == delivered.task_id
     log = manager.get_log(delivered.provider, delivered.task_id)
     assert "completed successfully" in log and manager.get_log(delivered.provider) == log
+    curve = manager.get_loss_curve(delivered.provider, delivered.task_id)
+    assert [point.step for point in curve.points] == [1, 2, 3, 4] and curve.evaluations == []
+    assert len(curve.to_csv().splitlines()) == 5 and "<polyline" in curve.to_svg() and "step 1" in curve.to_text()
     pieces: list[str] = []
     assert manager.follow_log(delivered.provider, delivered.task_id, pieces.append).state == "Delivered"
     assert "completed successfully" in "".join(pieces)

@@ -279,16 +279,19 @@ impl Drop for ProgressLine {
     }
 }
 
-/// A task's state in one line: `Training: step 40/120, loss 1.234, 12 s left`.
+/// A task's state in one line: `Training: step 40/120, loss 1.2345, eval loss 1.3456, 850 tokens/s, 12 s left`.
 fn task_text(progress: &Progress) -> String {
     let Progress::Task {
         state,
         step,
         total_steps,
         loss,
+        eval_loss,
+        tokens_per_s,
         eta_s,
         queue_position,
         stage,
+        ..
     } = progress
     else {
         return String::new();
@@ -299,6 +302,12 @@ fn task_text(progress: &Progress) -> String {
     }
     if let Some(loss) = loss {
         parts.push(format!("loss {loss:.4}"));
+    }
+    if let Some(loss) = eval_loss {
+        parts.push(format!("eval loss {loss:.4}"));
+    }
+    if let Some(speed) = tokens_per_s.filter(|_| state == "Training") {
+        parts.push(format!("{speed:.0} tokens/s"));
     }
     if let Some(eta) = eta_s.filter(|eta| *eta > 0.0) {
         parts.push(format!("{eta:.0} s left"));
@@ -538,19 +547,25 @@ mod tests {
             step: Some(40),
             total_steps: Some(120),
             loss: Some(1.23456),
+            eval_loss: Some(1.5),
+            learning_rate: Some(2e-4),
+            tokens_per_s: Some(849.6),
             eta_s: Some(11.6),
             queue_position: None,
             stage: Some("training".into()),
         };
         assert_eq!(
             task_text(&progress),
-            "Training: step 40/120, loss 1.2346, 12 s left"
+            "Training: step 40/120, loss 1.2346, eval loss 1.5000, 850 tokens/s, 12 s left"
         );
         let waiting = Progress::Task {
             state: "Init".into(),
             step: None,
             total_steps: None,
             loss: None,
+            eval_loss: None,
+            learning_rate: None,
+            tokens_per_s: None,
             eta_s: None,
             queue_position: Some(2),
             stage: None,

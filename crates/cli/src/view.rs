@@ -197,6 +197,15 @@ pub(crate) struct InferenceServiceOutput {
     tee_signer_acknowledged: bool,
 }
 
+/// A provider with its health.
+#[derive(Debug, Serialize)]
+pub(crate) struct InferenceServiceDetail {
+    #[serde(flatten)]
+    pub(crate) service: InferenceServiceOutput,
+    pub(crate) is_reachable: bool,
+    pub(crate) error: Option<String>,
+}
+
 impl From<&InferenceService> for InferenceServiceOutput {
     fn from(service: &InferenceService) -> Self {
         let InferenceService {
@@ -321,6 +330,7 @@ struct TrainingOutput {
     first_loss: Option<f64>,
     eval_loss: Option<f64>,
     learning_rate: Option<f64>,
+    tokens_per_s: Option<f64>,
     eta_s: Option<f64>,
 }
 
@@ -416,6 +426,7 @@ impl From<TrainingProgress> for TrainingOutput {
             first_loss,
             eval_loss,
             learning_rate,
+            tokens_per_s,
             eta_s,
         } = training;
         Self {
@@ -425,6 +436,7 @@ impl From<TrainingProgress> for TrainingOutput {
             first_loss,
             eval_loss,
             learning_rate,
+            tokens_per_s,
             eta_s,
         }
     }

@@ -188,7 +188,7 @@ pub struct FeeBreakdown {
 }
 
 /// Progress of the trainer.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TrainingProgress {
     /// Finished optimiser steps.
@@ -207,6 +207,9 @@ pub struct TrainingProgress {
     /// Learning rate of the newest step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub learning_rate: Option<f64>,
+    /// Tokens trained per second, on average since the trainer started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens_per_s: Option<f64>,
     /// Estimated seconds to the end of training.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eta_s: Option<f64>,
@@ -373,6 +376,7 @@ mod tests {
                     first_loss: None,
                     eval_loss: Some(0.75),
                     learning_rate: None,
+                    tokens_per_s: Some(1200.5),
                     eta_s: None,
                 }),
             }),

@@ -2,6 +2,7 @@
 //!
 //! The log's step lines have the published form, so the logs of other brokers can be read as well.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 /// One training step.
@@ -19,11 +20,26 @@ pub struct LossPoint {
     pub at_s: Option<f64>,
 }
 
+/// One measurement on the records set aside for validation.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub struct EvaluationPoint {
+    /// Optimiser steps done before it.
+    pub step: u64,
+    /// Loss per supervised token of these records.
+    pub eval_loss: f64,
+    /// Epochs so far, if the log has them.
+    pub epoch: Option<f64>,
+    /// Unix seconds of the line, if it has a time.
+    pub at_s: Option<f64>,
+}
+
 /// The losses of a run in the order of their steps.
 #[derive(Debug, Clone, Default, PartialEq, serde::Serialize)]
 pub struct LossCurve {
     /// Every step that the log has a loss of.
     pub points: Vec<LossPoint>,
+    /// Every measurement on validation records; empty where none were set aside.
+    pub evaluations: Vec<EvaluationPoint>,
 }
 
 impl LossCurve {
@@ -31,31 +47,70 @@ impl LossCurve {
     /// were last logged.
     #[must_use]
     pub fn from_log(log: &str) -> Self {
-        let mut points: Vec<LossPoint> = Vec::new();
-        for point in log.lines().filter_map(parse_line) {
-            // A run that goes on from a checkpoint logs the steps behind it again.
-            let keep = points.partition_point(|earlier| earlier.step < point.step);
-            points.truncate(keep);
-            points.push(point);
+        let mut curve = Self::default();
+        for line in log.lines().filter_map(parse_line) {
+            // A run that goes on from a checkpoint logs the steps behind it again, and measures again.
+            match line {
+                Line::Step(point) => {
+                    curve.points.retain(|earlier| earlier.step < point.step);
+                    curve
+                        .evaluations
+                        .retain(|earlier| earlier.step < point.step);
+                    curve.points.push(point);
+                }
+                Line::Evaluation(point) => {
+                    curve
+                        .evaluations
+                        .retain(|earlier| earlier.step < point.step);
+                    curve.evaluations.push(point);
+                }
+            }
         }
-        Self { points }
+        curve
     }
 
-    /// A table with the columns `step,loss,learning_rate,epoch,unix_time_s`; unknown values are empty.
+    /// A table with the columns `step,loss,learning_rate,epoch,unix_time_s,eval_loss`; unknown values are empty.
     #[must_use]
     pub fn to_csv(&self) -> String {
-        let mut text = String::from("step,loss,learning_rate,epoch,unix_time_s\n");
-        for point in &self.points {
-            let cell =
-                |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
-            let (rate, epoch, at) = (
-                cell(point.learning_rate),
-                cell(point.epoch),
-                cell(point.at_s),
+        let cell = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
+        let mut text = String::from("step,loss,learning_rate,epoch,unix_time_s,eval_loss\n");
+        for (step, point, evaluation) in self.rows() {
+            let _ = writeln!(
+                text,
+                "{step},{},{},{},{},{}",
+                cell(point.map(|point| point.loss)),
+                cell(point.and_then(|point| point.learning_rate)),
+                cell(
+                    point
+                        .and_then(|point| point.epoch)
+                        .or(evaluation.and_then(|evaluation| evaluation.epoch))
+                ),
+                cell(
+                    point
+                        .and_then(|point| point.at_s)
+                        .or(evaluation.and_then(|evaluation| evaluation.at_s))
+                ),
+                cell(evaluation.map(|evaluation| evaluation.eval_loss)),
             );
-            let _ = writeln!(text, "{},{},{rate},{epoch},{at}", point.step, point.loss);
         }
         text
+    }
+
+    /// Every step that has a loss of either kind, in order.
+    fn rows(
+        &self,
+    ) -> impl Iterator<Item = (u64, Option<&LossPoint>, Option<&EvaluationPoint>)> + '_ {
+        let mut steps: BTreeMap<u64, (Option<&LossPoint>, Option<&EvaluationPoint>)> =
+            BTreeMap::new();
+        for point in &self.points {
+            steps.entry(point.step).or_default().0 = Some(point);
+        }
+        for evaluation in &self.evaluations {
+            steps.entry(evaluation.step).or_default().1 = Some(evaluation);
+        }
+        steps
+            .into_iter()
+            .map(|(step, (point, evaluation))| (step, point, evaluation))
     }
 
     /// A chart of block characters, `width` by `height` characters without its labels.
@@ -67,7 +122,7 @@ impl LossCurve {
             return "No losses are in the log yet.\n".into();
         };
         let columns = self.columns(width);
-        let (low, high) = self.range();
+        let (low, high) = range(self.points.iter().map(|point| point.loss));
         let mut text = String::new();
         for row in (0..height).rev() {
             let label = match row {
@@ -100,10 +155,22 @@ impl LossCurve {
             "loss {:.4} at step {}, {:.4} at step {}",
             first.loss, first.step, last.loss, last.step
         );
+        let lowest = self
+            .evaluations
+            .iter()
+            .min_by(|one, other| one.eval_loss.total_cmp(&other.eval_loss));
+        if let Some((lowest, last)) = lowest.zip(self.evaluations.last()) {
+            let _ = writeln!(
+                text,
+                "eval loss {:.4} at step {}, lowest {:.4} at step {}",
+                last.eval_loss, last.step, lowest.eval_loss, lowest.step
+            );
+        }
         text
     }
 
-    /// A drawing of its own: axes, labels and one line.
+    /// A drawing of its own: axes, labels, a line of the training loss and, where it was measured, one of the
+    /// validation loss.
     #[must_use]
     pub fn to_svg(&self) -> String {
         const WIDTH: f64 = 720.0;
@@ -116,9 +183,14 @@ impl LossCurve {
         let mut text = format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"sans-serif\" font-size=\"12\">\n<title>Training loss</title>\n<rect width=\"{WIDTH}\" height=\"{HEIGHT}\" fill=\"white\"/>\n"
         );
-        let (low, high) = self.range();
-        let (first, last) = match self.points.first().zip(self.points.last()) {
-            Some((first, last)) => (first.step, last.step),
+        let (low, high) = range(
+            self.points
+                .iter()
+                .map(|point| point.loss)
+                .chain(self.evaluations.iter().map(|point| point.eval_loss)),
+        );
+        let (first, last) = match self.rows().next().zip(self.rows().last()) {
+            Some(((first, ..), (last, ..))) => (first, last),
             None => (0, 1),
         };
         let steps = (last - first).max(1) as f64;
@@ -140,16 +212,28 @@ impl LossCurve {
                 HEIGHT - BOTTOM + 18.0
             );
         }
-        let line: Vec<String> = self
-            .points
-            .iter()
-            .map(|point| format!("{:.1},{:.1}", x(point.step), y(point.loss)))
-            .collect();
-        let _ = writeln!(
-            text,
-            "<polyline fill=\"none\" stroke=\"#1f77b4\" stroke-width=\"1.5\" points=\"{}\"/>",
-            line.join(" ")
-        );
+        let mut line = |color: &str, name: &str, row: f64, points: Vec<(u64, f64)>| {
+            let corners: Vec<String> = points
+                .iter()
+                .map(|(step, loss)| format!("{:.1},{:.1}", x(*step), y(*loss)))
+                .collect();
+            let _ = writeln!(
+                text,
+                "<polyline fill=\"none\" stroke=\"{color}\" stroke-width=\"1.5\" points=\"{}\"/><text x=\"{:.1}\" y=\"{:.1}\" fill=\"{color}\" text-anchor=\"end\">{name}</text>",
+                corners.join(" "),
+                WIDTH - RIGHT - 6.0,
+                TOP + 14.0 * row,
+            );
+        };
+        let points = self.points.iter().map(|point| (point.step, point.loss));
+        line("#1f77b4", "training", 1.0, points.collect());
+        if !self.evaluations.is_empty() {
+            let points = self
+                .evaluations
+                .iter()
+                .map(|point| (point.step, point.eval_loss));
+            line("#ff7f0e", "validation", 2.0, points.collect());
+        }
         let _ = writeln!(
             text,
             "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">step</text><text x=\"14\" y=\"{:.1}\" transform=\"rotate(-90 14 {:.1})\" text-anchor=\"middle\">loss</text>\n</svg>",
@@ -161,7 +245,14 @@ impl LossCurve {
         text
     }
 
-    /// An event file of TensorBoard with the scalars `train/loss` and `train/learning_rate`.
+    /// The name of the event file: TensorBoard finds it by its beginning, and orders files by the time in it.
+    #[must_use]
+    pub fn tensorboard_file_name(&self) -> String {
+        let start = self.points.first().and_then(|point| point.at_s);
+        format!("events.out.tfevents.{:.0}.zerog", start.unwrap_or(0.0))
+    }
+
+    /// An event file of TensorBoard with the scalars `train/loss`, `train/learning_rate` and `eval/loss`.
     #[must_use]
     pub fn to_tensorboard(&self) -> Vec<u8> {
         let mut file = Vec::new();
@@ -170,33 +261,28 @@ impl LossCurve {
         double(&mut header, 1, start.unwrap_or(0.0));
         bytes(&mut header, 3, b"brain.Event:2");
         record(&mut file, &header);
-        for point in &self.points {
+        let mut event = |step: u64, at_s: Option<f64>, summary: &[u8]| {
             let mut event = Vec::new();
-            double(&mut event, 1, point.at_s.unwrap_or(0.0));
+            double(&mut event, 1, at_s.unwrap_or(0.0));
             varint(&mut event, 2 << 3);
-            varint(&mut event, point.step);
-            let mut summary = scalar("train/loss", point.loss);
-            if let Some(rate) = point.learning_rate {
-                summary.extend(scalar("train/learning_rate", rate));
-            }
-            bytes(&mut event, 5, &summary);
+            varint(&mut event, step);
+            bytes(&mut event, 5, summary);
             record(&mut file, &event);
+        };
+        for (step, point, evaluation) in self.rows() {
+            if let Some(point) = point {
+                let mut summary = scalar("train/loss", point.loss);
+                if let Some(rate) = point.learning_rate {
+                    summary.extend(scalar("train/learning_rate", rate));
+                }
+                event(step, point.at_s, &summary);
+            }
+            if let Some(evaluation) = evaluation {
+                let summary = scalar("eval/loss", evaluation.eval_loss);
+                event(step, evaluation.at_s, &summary);
+            }
         }
         file
-    }
-
-    /// Lowest and highest loss, never equal.
-    fn range(&self) -> (f64, f64) {
-        let losses = || self.points.iter().map(|point| point.loss);
-        let low = losses().fold(f64::INFINITY, f64::min);
-        let high = losses().fold(f64::NEG_INFINITY, f64::max);
-        if !low.is_finite() {
-            return (0.0, 1.0);
-        }
-        if high - low < 1e-9 {
-            return (low - 0.5, high + 0.5);
-        }
-        (low, high)
     }
 
     /// Mean loss of each of at most `width` equal groups of steps.
@@ -212,8 +298,28 @@ impl LossCurve {
     }
 }
 
-/// Reads `[time] Step: 3, Logs: {'loss': 1.25, …}`.
-fn parse_line(line: &str) -> Option<LossPoint> {
+/// Lowest and highest loss, never equal.
+fn range(losses: impl Iterator<Item = f64>) -> (f64, f64) {
+    let (low, high) = losses.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), loss| {
+        (low.min(loss), high.max(loss))
+    });
+    if !low.is_finite() {
+        return (0.0, 1.0);
+    }
+    if high - low < 1e-9 {
+        return (low - 0.5, high + 0.5);
+    }
+    (low, high)
+}
+
+/// What one line of a log tells.
+enum Line {
+    Step(LossPoint),
+    Evaluation(EvaluationPoint),
+}
+
+/// Reads `[time] Step: 3, Logs: {'loss': 1.25, …}` and `[time] Step: 3, Logs: {'eval_loss': 1.25, …}`.
+fn parse_line(line: &str) -> Option<Line> {
     let (before, rest) = line.split_once("Step: ")?;
     let (step, rest) = rest.split_once(", Logs: {")?;
     let members = rest.split('}').next()?;
@@ -229,16 +335,27 @@ fn parse_line(line: &str) -> Option<LossPoint> {
             .filter(|number| number.is_finite())
     };
     let time = before.trim().trim_start_matches('[').trim_end_matches(']');
-    Some(LossPoint {
-        step: step.trim().parse().ok()?,
+    let step = step.trim().parse().ok()?;
+    let epoch = value("epoch");
+    let at_s = time
+        .parse::<jiff::Timestamp>()
+        .ok()
+        .map(|time| time.as_millisecond() as f64 / 1000.0);
+    if let Some(eval_loss) = value("eval_loss") {
+        return Some(Line::Evaluation(EvaluationPoint {
+            step,
+            eval_loss,
+            epoch,
+            at_s,
+        }));
+    }
+    Some(Line::Step(LossPoint {
+        step,
         loss: value("loss")?,
         learning_rate: value("learning_rate"),
-        epoch: value("epoch"),
-        at_s: time
-            .parse::<jiff::Timestamp>()
-            .ok()
-            .map(|time| time.as_millisecond() as f64 / 1000.0),
-    })
+        epoch,
+        at_s,
+    }))
 }
 
 /// One `Summary.Value` with a name and a number, as a member of a `Summary`.
@@ -303,9 +420,12 @@ mod tests {
     const LOG: &str = "[2025-03-11T01:20:07.644Z] creating task....
 [2025-03-11T01:20:08.000Z] Step: 1, Logs: {'loss': 2.5000, 'grad_norm': 0.7500, 'learning_rate': 2e-4, 'epoch': 0.50}
 [2025-03-11T01:20:09.000Z] Step: 2, Logs: {'loss': 2.0000, 'grad_norm': 0.7500, 'learning_rate': 1e-4, 'epoch': 1.00}
+[2025-03-11T01:20:09.500Z] Step: 2, Logs: {'eval_loss': 1.9000, 'epoch': 1.00}, the best so far
 [2025-03-11T01:20:10.000Z] Step: 3, Logs: {'loss': nan, 'learning_rate': 1e-4}
 [2025-03-11T01:21:09.000Z] Step: 2, Logs: {'loss': 1.5000, 'grad_norm': 0.7500, 'learning_rate': 1e-4, 'epoch': 1.00}
+[2025-03-11T01:21:10.000Z] Step: 2, Logs: {'eval_loss': 1.7500, 'epoch': 1.00}, the best so far
 Step: 4, Logs: {\"loss\": 1.25}
+Step: 5, Logs: {'eval_loss': 2.2500, 'eval_accuracy': 0.5000, 'epoch': 2.50}
 Step: x, Logs: {'loss': 1}
 ";
 
@@ -321,16 +441,28 @@ Step: x, Logs: {'loss': 1}
         assert_eq!(curve.points[0].learning_rate, Some(2e-4));
         assert_eq!(curve.points[0].at_s, Some(1_741_656_008.0));
         assert_eq!(curve.points[2].at_s, None);
+        let measured: Vec<_> = curve
+            .evaluations
+            .iter()
+            .map(|point| (point.step, point.eval_loss, point.epoch))
+            .collect();
+        assert_eq!(measured, [(2, 1.75, Some(1.0)), (5, 2.25, Some(2.5))]);
     }
 
     #[test]
     fn tables_have_a_row_for_each_step() {
         let csv = LossCurve::from_log(LOG).to_csv();
         let rows: Vec<_> = csv.lines().collect();
-        assert_eq!(rows[0], "step,loss,learning_rate,epoch,unix_time_s");
-        assert_eq!(rows[1], "1,2.5,0.0002,0.5,1741656008");
-        assert_eq!(rows[3], "4,1.25,,,");
-        assert_eq!(rows.len(), 4);
+        assert_eq!(
+            rows,
+            [
+                "step,loss,learning_rate,epoch,unix_time_s,eval_loss",
+                "1,2.5,0.0002,0.5,1741656008,",
+                "2,1.5,0.0001,1,1741656069,1.75",
+                "4,1.25,,,,",
+                "5,,,2.5,,2.25",
+            ]
+        );
     }
 
     #[test]
@@ -344,6 +476,7 @@ Step: x, Logs: {'loss': 1}
         });
         let curve = LossCurve {
             points: points.collect(),
+            evaluations: Vec::new(),
         };
         let chart = curve.to_text(20, 5);
         let rows: Vec<Vec<char>> = chart.lines().map(|row| row.chars().collect()).collect();
@@ -359,10 +492,17 @@ Step: x, Logs: {'loss': 1}
             "{chart}"
         );
         assert!(LossCurve::default().to_text(20, 5).contains("No losses"));
+        assert!(!chart.contains("eval loss"), "{chart}");
+        let measured = LossCurve::from_log(LOG).to_text(20, 5);
+        assert!(
+            measured.contains("eval loss 2.2500 at step 5, lowest 1.7500 at step 2"),
+            "{measured}"
+        );
         // One loss, and losses that are all the same, have a chart as well.
         for count in [1, 3] {
             let flat = LossCurve {
                 points: vec![curve.points[0]; count],
+                evaluations: Vec::new(),
             };
             assert_eq!(flat.to_text(20, 5).lines().count(), 8);
             assert!(!flat.to_svg().contains("NaN"), "{}", flat.to_svg());
@@ -374,6 +514,8 @@ Step: x, Logs: {'loss': 1}
         let svg = LossCurve::from_log(LOG).to_svg();
         let line = svg.split("points=\"").nth(1).unwrap();
         assert_eq!(line.split('"').next().unwrap().split(' ').count(), 3);
+        let validation = svg.split("points=\"").nth(2).unwrap();
+        assert_eq!(validation.split('"').next().unwrap().split(' ').count(), 2);
         assert!(svg.ends_with("</svg>\n"));
     }
 
@@ -399,7 +541,11 @@ Step: x, Logs: {'loss': 1}
             events.push(content.to_vec());
             rest = &rest[16 + length..];
         }
-        assert_eq!(events.len(), 4, "a header and three steps");
+        assert_eq!(
+            events.len(),
+            6,
+            "a header, three steps and two measurements"
+        );
         assert!(events[0].ends_with(b"brain.Event:2"));
         let find = |event: &[u8], wanted: &[u8]| {
             event.windows(wanted.len()).any(|window| window == wanted)
@@ -407,6 +553,8 @@ Step: x, Logs: {'loss': 1}
         assert!(find(&events[2], b"train/loss"));
         assert!(find(&events[2], &1.5_f32.to_le_bytes()));
         assert!(find(&events[2], b"train/learning_rate"));
-        assert!(!find(&events[3], b"train/learning_rate"));
+        assert!(find(&events[3], b"eval/loss"));
+        assert!(find(&events[3], &1.75_f32.to_le_bytes()));
+        assert!(!find(&events[4], b"train/learning_rate"));
     }
 }

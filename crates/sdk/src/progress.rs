@@ -36,8 +36,14 @@ pub enum Progress {
         step: Option<u64>,
         /// All optimiser steps.
         total_steps: Option<u64>,
-        /// Loss of the newest step.
+        /// Loss of the newest step, per supervised token.
         loss: Option<f64>,
+        /// Newest loss on the records set aside for validation.
+        eval_loss: Option<f64>,
+        /// Learning rate of the newest step.
+        learning_rate: Option<f64>,
+        /// Tokens trained per second.
+        tokens_per_s: Option<f64>,
         /// Estimated seconds to the end of training.
         eta_s: Option<f64>,
         /// Tasks ahead in the queue.

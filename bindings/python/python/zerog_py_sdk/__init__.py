@@ -19,6 +19,7 @@ from ._async.fine_tuning import AsyncFineTuningBroker
 from ._async.inference import AsyncInferenceManager
 from ._async.ledger import AsyncLedgerManager
 from ._async.lora import AsyncChatStream, AsyncLoRAProcessor
+from ._loss_curve import LossCurve
 from ._native import __version__
 from ._sync.broker import ZGServingBroker, create_broker, create_broker_from_env, create_read_only_broker
 from ._sync.fine_tuning import FineTuningBroker
@@ -61,6 +62,7 @@ from .models import (
     DatasetReport,
     Deliverable,
     DeployResponse,
+    EvaluationPoint,
     FeeQuote,
     FineTuningAccountDetail,
     FineTuningAccountDetails,
@@ -70,6 +72,7 @@ from .models import (
     Funding,
     LedgerAccount,
     LedgerDetail,
+    LossPoint,
     NetworkInfo,
     Progress,
     Quota,
@@ -121,6 +124,7 @@ __all__ = [
     "DatasetReport",
     "Deliverable",
     "DeployResponse",
+    "EvaluationPoint",
     "FeeQuote",
     "FileError",
     "FineTuningAccountDetail",
@@ -141,6 +145,8 @@ __all__ = [
     "LedgerDetail",
     "LedgerManager",
     "LoRAProcessor",
+    "LossCurve",
+    "LossPoint",
     "ModelVerificationError",
     "NetworkError",
     "NetworkInfo",

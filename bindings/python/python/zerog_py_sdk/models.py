@@ -273,7 +273,29 @@ class TrainingProgress(Record):
     first_loss: float | None = None
     eval_loss: float | None = None
     learning_rate: float | None = None
+    tokens_per_s: float | None = None
     eta_s: float | None = None
+
+
+@dataclass
+class LossPoint(Record):
+    """One training step in a log: loss per supervised token, and the time of its line in Unix seconds."""
+
+    step: int
+    loss: float
+    learning_rate: float | None = None
+    epoch: float | None = None
+    at_s: float | None = None
+
+
+@dataclass
+class EvaluationPoint(Record):
+    """One measurement on the records set aside for validation."""
+
+    step: int
+    eval_loss: float
+    epoch: float | None = None
+    at_s: float | None = None
 
 
 @dataclass
@@ -431,6 +453,9 @@ class Progress(Record):
     step: int | None = None
     total_steps: int | None = None
     loss: float | None = None
+    eval_loss: float | None = None
+    learning_rate: float | None = None
+    tokens_per_s: float | None = None
     eta_s: float | None = None
     queue_position: int | None = None
     stage: str | None = None

@@ -35,15 +35,7 @@ pub(crate) async fn run(
         .progress
         .as_deref()
         .and_then(|text| serde_json::from_str(text).ok())
-        .unwrap_or(TrainingProgress {
-            step: 0,
-            total_steps: 0,
-            loss: None,
-            first_loss: None,
-            eval_loss: None,
-            learning_rate: None,
-            eta_s: None,
-        });
+        .unwrap_or_default();
     let mut process =
         TrainingProcess::start(&role.trainer, directory.path(), &app.vault.job_key(&id)).map_err(
             |error| {
@@ -137,6 +129,7 @@ async fn report(
             total,
             loss,
             learning_rate,
+            tokens_per_s,
             eta_s,
             ..
         } => {
@@ -145,6 +138,7 @@ async fn report(
             progress.loss = Some(*loss);
             progress.first_loss = progress.first_loss.or(Some(*loss));
             progress.learning_rate = Some(*learning_rate);
+            progress.tokens_per_s = Some(*tokens_per_s);
             progress.eta_s = Some(*eta_s);
         }
         Progress::Validated { eval_loss, .. } | Progress::BestLoaded { eval_loss, .. } => {

@@ -51,6 +51,10 @@ async fn preferences_are_trained_and_logged_with_their_margin() {
         assert!(log.contains(text), "{text} in {log}");
     }
     assert!(task["training"]["evalLoss"].is_f64(), "{task}");
+    assert!(
+        task["training"]["tokensPerS"].as_f64().unwrap() > 0.0,
+        "{task}"
+    );
     provider.shutdown().await;
 }
 

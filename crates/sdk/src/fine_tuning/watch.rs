@@ -112,14 +112,15 @@ impl FineTuning {
             on_progress: &mut on_progress,
         };
         let mut push = Push::Untried;
-        let mut last_state = None;
+        let mut known: Option<TaskProgress> = None;
         let mut unreachable_since: Option<Instant> = None;
         loop {
             match self.task_at(&base, user, task).await {
                 Ok(view) => {
                     unreachable_since = None;
-                    last_state = Some(view.progress.clone());
-                    told.tell(progress_of_view(&view));
+                    let progress = progress_of_view(&view);
+                    told.tell(progress_of_event(&progress));
+                    known = Some(progress);
                     match view.state() {
                         Some(TaskState::Failed | TaskState::Cancelled) => {
                             return Err(ended(task, view));
@@ -148,7 +149,7 @@ impl FineTuning {
                 return Err(Error::Timeout {
                     what,
                     waited: timeout,
-                    last: last_state,
+                    last: known.map(|known| known.progress),
                 });
             }
             if matches!(push, Push::Untried) && unreachable_since.is_none() {
@@ -158,7 +159,7 @@ impl FineTuning {
                 Push::Events(events) => {
                     let longest = left.map_or(LONGEST_SILENCE, |left| left.min(LONGEST_SILENCE));
                     // Whatever comes of it, the task is looked at next.
-                    let news = news(events, last_state.as_deref(), &mut told);
+                    let news = news(events, known.as_ref(), &mut told);
                     if let Ok(Err(error)) = tokio::time::timeout(longest, news).await {
                         tracing::debug!(%error, "the event stream broke; it is continued");
                         tokio::time::sleep(PAUSE.min(self.context.poll_interval())).await;
@@ -220,18 +221,41 @@ impl Told<'_> {
     }
 }
 
-/// Tells progress until the task is in another state than `known`, or the stream ends.
-async fn news(events: &mut TaskEvents, known: Option<&str>, told: &mut Told<'_>) -> Result<()> {
+/// Tells progress until the task is in another state than `known`, or the stream ends. `known` is what the provider
+/// answered last when it was asked; events that were on their way before that answer are passed over.
+async fn news(
+    events: &mut TaskEvents,
+    known: Option<&TaskProgress>,
+    told: &mut Told<'_>,
+) -> Result<()> {
     while let Some(event) = events.next().await? {
         // Every change of state comes with progress.
         if let TaskEvent::Progress(progress) = event {
+            if known.is_some_and(|known| is_older(&progress, known)) {
+                continue;
+            }
             told.tell(progress_of_event(&progress));
-            if Some(progress.progress.as_str()) != known {
+            if known.is_none_or(|known| progress.progress != known.progress) {
                 break;
             }
         }
     }
     Ok(())
+}
+
+/// Whether an event is from before what is known: of an earlier state, or of an earlier step of the same one. A run that
+/// goes on from a checkpoint repeats steps; these are heard of once the task was asked for again. Nothing is older than
+/// a state that this protocol does not have.
+fn is_older(event: &TaskProgress, known: &TaskProgress) -> bool {
+    let state = |progress: &TaskProgress| progress.progress.parse().ok().map(rank);
+    let step = |progress: &TaskProgress| progress.training.as_ref().map(|training| training.step);
+    match (state(event), state(known)) {
+        (Some(event_rank), Some(known_rank)) if event_rank == known_rank => {
+            step(event) < step(known)
+        }
+        (Some(event_rank), Some(known_rank)) => event_rank < known_rank,
+        _ => false,
+    }
 }
 
 /// Hands out log lines until the task ends or waits for its user. A broken stream is continued after its last line.
@@ -299,13 +323,13 @@ fn ended(task: TaskId, view: TaskView) -> Error {
     }
 }
 
-fn progress_of_view(view: &TaskView) -> Progress {
-    progress_of_event(&TaskProgress {
+fn progress_of_view(view: &TaskView) -> TaskProgress {
+    TaskProgress {
         progress: view.progress.clone(),
         stage: view.stage.clone(),
         queue_position: view.queue_position,
         training: view.training.clone(),
-    })
+    }
 }
 
 fn progress_of_event(progress: &TaskProgress) -> Progress {
@@ -315,6 +339,9 @@ fn progress_of_event(progress: &TaskProgress) -> Progress {
         step: training.map(|training| training.step),
         total_steps: training.map(|training| training.total_steps),
         loss: training.and_then(|training| training.loss),
+        eval_loss: training.and_then(|training| training.eval_loss),
+        learning_rate: training.and_then(|training| training.learning_rate),
+        tokens_per_s: training.and_then(|training| training.tokens_per_s),
         eta_s: training.and_then(|training| training.eta_s),
         queue_position: progress.queue_position,
         stage: progress.stage.clone(),

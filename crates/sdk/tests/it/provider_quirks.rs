@@ -254,6 +254,67 @@ async fn waiting_survives_a_restart_and_ends_with_the_task() {
     assert_eq!(seen, ["Training", "Failed"]);
 }
 
+/// Events that were written before the answer to a question, and arrive after it.
+#[tokio::test]
+async fn news_that_are_older_than_what_is_known_are_not_told() {
+    let world = World::start().await;
+    let id = TaskId::random();
+    let training = |step: u64| {
+        json!({
+            "step": step, "totalSteps": 9, "loss": 2.5, "evalLoss": 2.75, "learningRate": 0.25,
+            "tokensPerS": 1200.0, "etaS": 3.0,
+        })
+    };
+    let mut asked = 0;
+    world.answer(move |request| {
+        if request.path.ends_with("/events") {
+            let mut body = String::new();
+            for news in [
+                json!({"progress": "SetUp", "stage": "training"}),
+                json!({"progress": "Training", "training": training(2)}),
+                json!({"progress": "Training", "training": training(5)}),
+                json!({"progress": "Delivered", "training": training(9)}),
+            ] {
+                body.push_str(&format!("event: progress\ndata: {news}\n\n"));
+            }
+            return Some(Response::new(200, body).header("content-type", "text/event-stream"));
+        }
+        request.path.ends_with(&id.to_string()).then(|| {
+            asked += 1;
+            let state = if asked == 1 { "Training" } else { "Delivered" };
+            let mut task = task_json(&id.to_string(), state);
+            task["training"] = training(if asked == 1 { 4 } else { 9 });
+            Response::new(200, task.to_string())
+        })
+    });
+    let (mut seen, options) = (Vec::new(), WaitOptions::default());
+    let waiting =
+        world
+            .broker
+            .fine_tuning
+            .wait_for_delivery(world.provider, id, &options, |news| {
+                if let zerog_sdk::Progress::Task {
+                    state,
+                    step,
+                    eval_loss,
+                    learning_rate,
+                    tokens_per_s,
+                    ..
+                } = news
+                {
+                    assert_eq!((eval_loss, learning_rate), (Some(2.75), Some(0.25)));
+                    assert_eq!(tokens_per_s, Some(1200.0));
+                    seen.push((state, step.unwrap()));
+                }
+            });
+    waiting.await.unwrap();
+    let seen: Vec<_> = seen
+        .iter()
+        .map(|(state, step)| (state.as_str(), *step))
+        .collect();
+    assert_eq!(seen, [("Training", 4), ("Training", 5), ("Delivered", 9)]);
+}
+
 #[tokio::test]
 async fn a_provider_that_is_down_is_named() {
     let world = World::start().await;

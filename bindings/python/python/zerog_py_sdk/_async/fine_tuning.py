@@ -10,6 +10,7 @@ from typing import Any
 
 from .._arguments import Arguments
 from .._calls import call_async, progress, provider_alias, receipt
+from .._loss_curve import LossCurve
 from .._verification import fine_tuning_result
 from ..exceptions import FileError
 from ..models import (
@@ -481,6 +482,10 @@ class AsyncFineTuningBroker(AsyncDeliverables):
         task = given.optional_text("task_id", task_id)
         log: str = await call_async(given.operation, self._fine_tuning().get_log, provider, task)
         return log
+
+    async def get_loss_curve(self, provider_address: str, task_id: str | None = None) -> LossCurve:
+        """The losses in the log of a task, or of the newest one, to be drawn or written as CSV, SVG or for TensorBoard."""
+        return LossCurve.from_log(await self.get_log(provider_address, task_id))
 
     async def follow_log(self, provider_address: str, task_id: str, on_text: Callable[[str], Any]) -> Task:
         """Hands out the log as it grows, until the task ends or waits for its user."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from .._arguments import Arguments
 from .._calls import call, progress, provider_alias, receipt
+from .._loss_curve import LossCurve
 from .._verification import fine_tuning_result
 from ..exceptions import FileError
 from ..models import (
@@ -482,6 +483,10 @@ class FineTuningBroker(Deliverables):
         task = given.optional_text("task_id", task_id)
         log: str = call(given.operation, self._fine_tuning().get_log, provider, task)
         return log
+
+    def get_loss_curve(self, provider_address: str, task_id: str | None = None) -> LossCurve:
+        """The losses in the log of a task, or of the newest one, to be drawn or written as CSV, SVG or for TensorBoard."""
+        return LossCurve.from_log(self.get_log(provider_address, task_id))
 
     def follow_log(self, provider_address: str, task_id: str, on_text: Callable[[str], Any]) -> Task:
         """Hands out the log as it grows, until the task ends or waits for its user."""
