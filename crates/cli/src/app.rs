@@ -29,6 +29,9 @@ pub(crate) struct App {
     pub(crate) global: Global,
     pub(crate) profile: Profile,
     pub(crate) output: Output,
+    /// The broker with the wallet: what a command says before it sends and what it sends share it, so that a password is
+    /// asked for once.
+    connected: tokio::sync::OnceCell<Broker>,
 }
 
 impl App {
@@ -37,11 +40,25 @@ impl App {
             profile: Profile::locate()?,
             global,
             output,
+            connected: tokio::sync::OnceCell::new(),
         })
     }
 
     /// A broker for the chosen network.
     pub(crate) async fn broker(&self, wallet: Wallet) -> Outcome<Broker> {
+        match wallet {
+            Wallet::Needed => {
+                let connected = self
+                    .connected
+                    .get_or_try_init(|| self.connect(wallet))
+                    .await?;
+                Ok(connected.clone())
+            }
+            Wallet::NotNeeded => self.connect(wallet).await,
+        }
+    }
+
+    async fn connect(&self, wallet: Wallet) -> Outcome<Broker> {
         let mut options = BrokerOptions::custom(self.network().await?);
         if wallet == Wallet::Needed {
             options.wallet = Some(self.wallet_key()?);
@@ -61,7 +78,7 @@ impl App {
     pub(crate) async fn network(&self) -> Outcome<NetworkSettings> {
         let base = match (&self.global.network, self.profile.network()?) {
             (Some(name), Some(saved)) if saved.name == *name => saved,
-            (Some(name), _) => NetworkSettings::find(name)?,
+            (Some(name), _) => self.find_network(name)?,
             (None, Some(saved)) => saved,
             (None, None) => match &self.global.rpc {
                 Some(url) => NetworkSettings::detect(url).await?,
@@ -73,6 +90,23 @@ impl App {
             },
         };
         Ok(self.with_overrides(base))
+    }
+
+    /// A network by name: one that was saved under it, else one of the known ones.
+    pub(crate) fn find_network(&self, name: &str) -> Outcome<NetworkSettings> {
+        if let Some(network) = self.profile.named_network(name)? {
+            return Ok(network);
+        }
+        NetworkSettings::find(name).map_err(|error| {
+            let mut failure = Failure::from(error);
+            let saved = self.profile.named_networks().unwrap_or_default();
+            if !saved.is_empty() {
+                let names: Vec<_> = saved.into_iter().map(|network| network.name).collect();
+                failure.message =
+                    format!("{}; saved networks: {}", failure.message, names.join(", "));
+            }
+            failure
+        })
     }
 
     /// Settings with the endpoints and addresses of the flags.

@@ -28,7 +28,8 @@ pub(crate) struct Global {
     /// Answer every question with yes.
     #[arg(long, short = 'y', global = true)]
     pub(crate) yes: bool,
-    /// Use this network instead of the saved one: mainnet, testnet, testnet-dev or devnet.
+    /// Use this network instead of the chosen one: mainnet, testnet, testnet-dev, devnet, or a name that setup-network
+    /// saved.
     #[arg(long, global = true, env = "ZG_NETWORK", value_name = "NAME")]
     pub(crate) network: Option<String>,
     /// Chain JSON-RPC endpoint.
@@ -91,12 +92,14 @@ pub(crate) enum Require {
 pub(crate) enum Command {
     /// Choose the network and save it.
     SetupNetwork(SetupNetwork),
-    /// Show the network in use.
+    /// Show the network in use, and the saved ones.
     ShowNetwork,
     /// Save the wallet key, encrypted.
     Login(Login),
     /// Forget the saved wallet key.
     Logout,
+    /// Show network and wallet of this profile, without asking anybody.
+    Status,
     /// Put coins into the ledger, creating it if there is none.
     Deposit(Amount),
     /// Create the ledger.
@@ -141,7 +144,7 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct SetupNetwork {
-    /// A name for settings that are none of the known networks.
+    /// A name for settings that are none of the known networks; --network takes it from then on.
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,
 }
@@ -326,6 +329,7 @@ pub(crate) enum FineTuning {
         task_id: TaskId,
     },
     /// Verify a provider and acknowledge its signer.
+    #[command(alias = "ack-provider")]
     AcknowledgeProvider {
         #[arg(long, value_name = "ADDRESS")]
         provider: Address,
@@ -403,7 +407,7 @@ pub(crate) struct Curve {
     /// Draw the losses in place of the log's text.
     #[arg(long, conflicts_with = "follow")]
     pub(crate) chart: bool,
-    /// Write step, loss, learning rate and epoch as CSV.
+    /// Write step, loss, learning rate, epoch and validation loss as CSV.
     #[arg(long, value_name = "FILE", conflicts_with = "follow")]
     pub(crate) csv: Option<PathBuf>,
     /// Draw the losses into an SVG file.
@@ -609,15 +613,35 @@ pub(crate) enum Inference {
         #[arg(long)]
         include_invalid: bool,
     },
+    /// List providers with endpoint, signer, and whether they answer.
+    ListProvidersDetail {
+        /// Also providers that the network's owner has not acknowledged.
+        #[arg(long)]
+        include_invalid: bool,
+    },
     /// Show a provider's model catalogue.
     GetModels {
         #[arg(long, value_name = "ADDRESS")]
         provider: Address,
     },
     /// Verify a provider and acknowledge its signer.
+    #[command(alias = "ack-provider")]
     AcknowledgeProvider {
         #[arg(long, value_name = "ADDRESS")]
         provider: Address,
+    },
+    /// Take the acknowledgement of a provider back.
+    #[command(hide = true)]
+    Revoke {
+        #[arg(long, value_name = "ADDRESS")]
+        provider: Address,
+    },
+    /// Save a provider's evidence as it is served. Nothing is checked: see verify.
+    DownloadReport {
+        #[arg(long, value_name = "ADDRESS")]
+        provider: Address,
+        #[arg(long, value_name = "FILE")]
+        output: PathBuf,
     },
     /// Make an API key for programs.
     GetSecret {

@@ -1,4 +1,4 @@
-//! The profile folder: the chosen network, and the wallet key as an encrypted keystore or, on demand, a private file.
+//! The profile folder: the chosen network, the networks with names of their own, and the wallet key as an encrypted keystore or, on demand, a private file.
 
 use std::path::{Path, PathBuf};
 
@@ -10,6 +10,10 @@ use crate::exit_code::{AUTHENTICATION, Failure, GENERAL, Outcome};
 
 const FOLDER: &str = ".0g-compute-cli";
 const NETWORK_FILE: &str = "network.json";
+/// One file for each network that was given a name.
+const NETWORKS_FOLDER: &str = "networks";
+/// Longest name of a network in bytes.
+const MAX_NAME_BYTES: usize = 64;
 const KEYSTORE_FILE: &str = "keystore.json";
 const PLAIN_KEY_FILE: &str = "plain.key";
 
@@ -69,27 +73,57 @@ impl Profile {
 
     /// The saved network.
     pub(crate) fn network(&self) -> Outcome<Option<NetworkSettings>> {
-        let path = self.folder.join(NETWORK_FILE);
-        let Some(text) = read_optional(&path)? else {
-            return Ok(None);
-        };
-        let saved: SavedNetwork = serde_json::from_str(&text).map_err(|error| {
-            let message = format!(
-                "{} cannot be read ({error}); run `0g-compute-cli setup-network` again",
-                path.display()
-            );
-            Failure::new(GENERAL, "profile", message)
-        })?;
-        Ok(Some(saved.network))
+        read_network(&self.folder.join(NETWORK_FILE))
     }
 
-    /// Saves the network.
+    /// The network that was saved under a name of its own.
+    pub(crate) fn named_network(&self, name: &str) -> Outcome<Option<NetworkSettings>> {
+        if !is_network_name(name) {
+            return Ok(None);
+        }
+        read_network(&self.folder.join(network_file(name)))
+    }
+
+    /// Every network that was saved under a name of its own, by name.
+    pub(crate) fn named_networks(&self) -> Outcome<Vec<NetworkSettings>> {
+        let folder = self.folder.join(NETWORKS_FOLDER);
+        let failed = |error| Failure::file("read", &folder, error);
+        let entries = match std::fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(failed(error)),
+        };
+        let mut networks = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(failed)?.path();
+            if path
+                .extension()
+                .is_some_and(|extension| extension == "json")
+            {
+                networks.extend(read_network(&path)?);
+            }
+        }
+        networks.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(networks)
+    }
+
+    /// Saves the network as the chosen one. One with a name of its own is kept when another is chosen.
     pub(crate) fn save_network(&self, network: &NetworkSettings) -> Outcome {
-        let text = serde_json::to_string_pretty(&SavedNetwork {
-            network: network.clone(),
-        })
-        .expect("settings are plain data");
-        self.write(NETWORK_FILE, &text)
+        // Earlier versions had the chosen one only. A damaged file is about to be replaced.
+        if let Ok(Some(earlier)) = self.network()
+            && self.named_network(&earlier.name)?.is_none()
+        {
+            self.keep(&earlier)?;
+        }
+        self.keep(network)?;
+        self.write(NETWORK_FILE, &saved_text(network))
+    }
+
+    fn keep(&self, network: &NetworkSettings) -> Outcome {
+        if !is_network_name(&network.name) || NetworkSettings::by_name(&network.name).is_ok() {
+            return Ok(());
+        }
+        self.write(&network_file(&network.name), &saved_text(network))
     }
 
     /// The saved key.
@@ -136,7 +170,7 @@ impl Profile {
     fn write(&self, name: &str, text: &str) -> Outcome {
         let path = self.folder.join(name);
         let failed = |error: std::io::Error| Failure::file("write", &path, error);
-        make_private_folder(&self.folder).map_err(failed)?;
+        make_private_folder(path.parent().unwrap_or(&self.folder)).map_err(failed)?;
         // Temporary files are made with mode 0600.
         let mut temporary = tempfile::NamedTempFile::new_in(&self.folder).map_err(failed)?;
         std::io::Write::write_all(&mut temporary, text.as_bytes()).map_err(failed)?;
@@ -146,6 +180,37 @@ impl Profile {
             .map_err(|error| failed(error.error))?;
         Ok(())
     }
+}
+
+/// Whether a network can be saved under a name: it is part of a file's name.
+pub(crate) fn is_network_name(name: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    (1..=MAX_NAME_BYTES).contains(&name.len())
+        && !name.starts_with('.')
+        && name.bytes().all(is_plain)
+}
+
+fn network_file(name: &str) -> String {
+    format!("{NETWORKS_FOLDER}/{name}.json")
+}
+
+fn saved_text(network: &NetworkSettings) -> String {
+    let network = network.clone();
+    serde_json::to_string_pretty(&SavedNetwork { network }).expect("settings are plain data")
+}
+
+fn read_network(path: &Path) -> Outcome<Option<NetworkSettings>> {
+    let Some(text) = read_optional(path)? else {
+        return Ok(None);
+    };
+    let saved: SavedNetwork = serde_json::from_str(&text).map_err(|error| {
+        let message = format!(
+            "{} cannot be read ({error}); remove it and run `0g-compute-cli setup-network` again",
+            path.display()
+        );
+        Failure::new(GENERAL, "profile", message)
+    })?;
+    Ok(Some(saved.network))
 }
 
 fn read_optional(path: &Path) -> Outcome<Option<String>> {
@@ -230,6 +295,36 @@ mod tests {
                 .message
                 .contains("setup-network")
         );
+    }
+
+    #[test]
+    fn networks_with_names_are_kept_when_another_is_chosen() {
+        let (_guard, profile) = profile();
+        let network = |name: &str| NetworkSettings {
+            name: name.into(),
+            rpc_url: format!("http://{name}:8545"),
+            ..NetworkSettings::by_name("devnet").unwrap()
+        };
+        for name in ["lab", "attic", "devnet"] {
+            profile.save_network(&network(name)).unwrap();
+        }
+        assert_eq!(profile.network().unwrap(), Some(network("devnet")));
+        assert_eq!(
+            profile.named_networks().unwrap(),
+            [network("attic"), network("lab")]
+        );
+        assert_eq!(profile.named_network("lab").unwrap(), Some(network("lab")));
+        assert_eq!(profile.named_network("../network").unwrap(), None);
+        assert_eq!(profile.named_network("devnet").unwrap(), None);
+
+        // What an earlier version saved, which had one file, is kept as well.
+        let old = saved_text(&network("old"));
+        std::fs::write(profile.folder().join(NETWORK_FILE), old).unwrap();
+        profile.save_network(&network("devnet")).unwrap();
+        assert_eq!(profile.named_network("old").unwrap(), Some(network("old")));
+        for name in ["", ".lab", "a/b", "a b", &"a".repeat(65)] {
+            assert!(!is_network_name(name), "{name}");
+        }
     }
 
     #[cfg(unix)]

@@ -106,6 +106,47 @@ fn without_a_network_the_remedy_is_named() {
 }
 
 #[test]
+fn networks_with_names_stay_when_another_one_is_chosen() {
+    let home = Home::new();
+    let save = |name: &str, rpc: &str| {
+        home.run(&[
+            "setup-network",
+            "--network",
+            "devnet",
+            "--rpc",
+            rpc,
+            "--name",
+            name,
+        ])
+    };
+    save("lab", "http://127.0.0.1:7").is(0);
+    save("attic", "http://127.0.0.1:8").is(0);
+    let shown = home.run(&["show-network"]).is(0).stdout();
+    assert!(
+        shown.contains("│ lab ") && shown.contains("│ attic ") && shown.contains("127.0.0.1:7"),
+        "{shown}"
+    );
+    let shown = |arguments: &[&str]| -> serde_json::Value {
+        let arguments = [&["show-network", "--json"][..], arguments].concat();
+        serde_json::from_str(&home.run(&arguments).is(0).stdout()).unwrap()
+    };
+    assert_eq!(shown(&[])["name"], "attic");
+    let lab = shown(&["--network", "lab"]);
+    assert_eq!(
+        (&lab["name"], &lab["rpc_url"]),
+        (&"lab".into(), &"http://127.0.0.1:7".into())
+    );
+    assert_eq!(lab["saved_networks"], serde_json::json!(["attic", "lab"]));
+    home.run(&["setup-network", "--network", "lab"]).is(0);
+    assert_eq!(shown(&[])["name"], "lab");
+    home.run(&["show-network", "--network", "moon"])
+        .is(2)
+        .says("saved networks: attic, lab");
+    save("testnet", "http://127.0.0.1:7").is(2).says("another");
+    save("../lab", "http://127.0.0.1:7").is(2).says("--name");
+}
+
+#[test]
 fn the_network_is_saved_and_shown() {
     let home = Home::new();
     let ended = home

@@ -10,6 +10,8 @@ use zeroize::Zeroizing;
 use crate::app::{App, prompt_secret};
 use crate::args::Login;
 use crate::exit_code::{Failure, Outcome};
+use crate::output::Table;
+use crate::profile::SavedKey;
 
 /// Longest configuration that is imported, in bytes.
 const MAX_CONFIG_BYTES: u64 = 64 * 1024;
@@ -63,6 +65,45 @@ pub(super) async fn login(app: &App, arguments: &Login) -> Outcome {
     }
     app.output.json(&serde_json::json!({
         "address": key.address(), "encrypted": !arguments.plaintext, "network": network,
+    }));
+    Ok(())
+}
+
+/// Shows what this profile would use: neither the chain is asked, nor a password.
+pub(super) async fn status(app: &App) -> Outcome {
+    let network = match (app.profile.network()?, &app.global.network) {
+        (None, None) => None,
+        _ => Some(app.network().await?),
+    };
+    let (key, address) = match (app.given_key()?, app.profile.key()?) {
+        (Some(key), _) => ("given for this run", Some(key.address())),
+        (None, Some(SavedKey::Encrypted(keystore))) => ("encrypted keystore", keystore.address()),
+        (None, Some(SavedKey::Plain(key))) => ("plain file", Some(key.address())),
+        (None, None) => ("none; run `0g-compute-cli login`", None),
+    };
+    let mut table = Table::with_head(&[("Field", 24), ("Value", 60)]);
+    let name = network
+        .as_ref()
+        .map_or("none; run `0g-compute-cli setup-network`", |network| {
+            &network.name
+        });
+    table.row(["Network".into(), name.to_owned()]);
+    if let Some(network) = &network {
+        table.row(["RPC".into(), network.rpc_url.clone()]);
+    }
+    table.row([
+        "Wallet".into(),
+        address.map_or_else(|| "unknown".to_owned(), |address| address.to_string()),
+    ]);
+    table.row(["Key".into(), key.to_owned()]);
+    table.row(["Profile".into(), app.profile.folder().display().to_string()]);
+    app.output.table(&table);
+    app.output.json(&serde_json::json!({
+        "network": network.as_ref().map(|network| &network.name),
+        "rpc_url": network.as_ref().map(|network| &network.rpc_url),
+        "address": address,
+        "key": key,
+        "profile": app.profile.folder(),
     }));
     Ok(())
 }

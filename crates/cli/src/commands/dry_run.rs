@@ -1,11 +1,11 @@
-//! `--dry-run`: what a command that spends would send and what it would cost. Only reads; nothing is signed for the
-//! chain, uploaded or stored.
+//! What a command that spends will send and what it will cost: told before it is sent, or instead with `--dry-run`. Only
+//! reads; nothing is signed for the chain, uploaded or stored.
 
 use serde::Serialize;
 use zerog_sdk::amount::NEURON_PER_0G;
-use zerog_sdk::{Address, Broker, Error, ServiceKind, U256};
+use zerog_sdk::{Address, Broker, Error, ServiceKind, TaskState, U256};
 
-use super::fine_tuning::{read_config, sum_0g};
+use super::fine_tuning::{read_config, sum_0g, wanted};
 use super::{ledger, quote, walk};
 use crate::app::{App, Wallet};
 use crate::args::{self, Command, FineTuning, Inference, Storage, Via};
@@ -20,6 +20,18 @@ struct Step {
     amount_neuron: Option<String>,
     /// Whether it is a transaction, which costs gas as well.
     is_transaction: bool,
+}
+
+impl Step {
+    /// The action after `before`, and whether it costs gas as well.
+    fn told(&self, before: &str) -> String {
+        let gas = if self.is_transaction {
+            ", plus gas"
+        } else {
+            ""
+        };
+        format!("{before} {}{gas}", self.action)
+    }
 }
 
 /// Everything that a command would do.
@@ -64,15 +76,92 @@ pub(super) async fn run(app: &App, command: &Command) -> Outcome<u8> {
             "this command spends nothing; leave --dry-run out",
         ));
     }
-    let mut plan = Plan::default();
     let broker = app.broker(Wallet::Needed).await?;
-    let broker = &broker;
+    let plan = plan_of(app, &broker, command).await?;
+    tell(app, &broker, &plan).await?;
+    Ok(if plan.problems.is_empty() { OK } else { FUNDS })
+}
+
+/// Says what `command` is about to send, as talk; programs that read JSON ask with `--dry-run`.
+pub(super) async fn announce(app: &App, command: &Command) -> Outcome {
+    // These say it themselves, once they have counted the dataset, or asked whether it may be public.
+    let says_it_itself = matches!(
+        command,
+        Command::FineTuning(
+            FineTuning::CreateTask(_) | FineTuning::Run(_) | FineTuning::Upload { .. }
+        )
+    );
+    if app.output.is_json() || says_it_itself || !spends(command) || !is_complete(command) {
+        return Ok(());
+    }
+    let broker = app.broker(Wallet::Needed).await?;
+    say(app, plan_of(app, &broker, command).await);
+    Ok(())
+}
+
+/// Says what a new task will send and charge.
+pub(super) async fn announce_task(app: &App, broker: &Broker, arguments: &args::CreateTask) {
+    if !app.output.is_json() {
+        let mut plan = Plan::default();
+        let outcome = create_task(broker, arguments, &mut plan).await;
+        say(app, outcome.map(|()| plan));
+    }
+}
+
+/// Says what storing a file costs.
+pub(super) async fn announce_storing(app: &App, broker: &Broker, file: &std::path::Path) {
+    if !app.output.is_json() {
+        let mut plan = Plan::default();
+        let outcome = store(broker, file, &mut plan).await;
+        say(app, outcome.map(|()| plan));
+    }
+}
+
+/// Says what acknowledging a result sends, and what the provider then takes.
+pub(super) async fn announce_acknowledgement(
+    app: &App,
+    broker: &Broker,
+    provider: Address,
+    task: zerog_sdk::TaskId,
+) {
+    if !app.output.is_json() {
+        let mut plan = Plan::default();
+        let outcome = acknowledge_task(broker, provider, task, &mut plan).await;
+        say(app, outcome.map(|()| plan));
+    }
+}
+
+fn say(app: &App, plan: Outcome<Plan>) {
+    match plan {
+        Ok(plan) => plan
+            .steps
+            .iter()
+            .for_each(|step| app.output.note(step.told("This will"))),
+        // The command goes on: it may work all the same, and says what is wrong if it does not.
+        Err(failure) => app.output.note(format!(
+            "What this will send could not be worked out beforehand: {failure}"
+        )),
+    }
+}
+
+/// Whether flags that belong together are all there; the command says what is missing.
+fn is_complete(command: &Command) -> bool {
+    let adapter = match command {
+        Command::FineTuning(FineTuning::DeployAdapter(arguments)) => &arguments.adapter,
+        Command::FineTuning(FineTuning::Chat(arguments)) => &arguments.adapter,
+        _ => return true,
+    };
+    wanted(adapter).is_ok()
+}
+
+async fn plan_of(app: &App, broker: &Broker, command: &Command) -> Outcome<Plan> {
+    let mut plan = Plan::default();
     match command {
         Command::Deposit(amount) | Command::AddAccount(amount) => {
             deposit(broker, amount.amount, &mut plan).await?;
         }
         Command::TransferFund(transfer) => {
-            let service = ledger::which_service(app, broker, &transfer.account).await?;
+            let service = ledger::service_of(broker, &transfer.account).await?;
             let provider = transfer.account.provider;
             plan.transaction(
                 format!(
@@ -101,8 +190,7 @@ pub(super) async fn run(app: &App, command: &Command) -> Outcome<u8> {
         Command::Storage(Storage::Upload { file, .. }) => store(broker, file, &mut plan).await?,
         _ => {}
     }
-    tell(app, broker, &plan).await?;
-    Ok(if plan.problems.is_empty() { OK } else { FUNDS })
+    Ok(plan)
 }
 
 /// Whether a command moves coins or costs gas.
@@ -128,6 +216,7 @@ fn spends(command: &Command) -> bool {
             )
             | Command::Inference(
                 Inference::AcknowledgeProvider { .. }
+                    | Inference::Revoke { .. }
                     | Inference::RevokeToken { .. }
                     | Inference::RevokeAllTokens { .. },
             )
@@ -140,12 +229,7 @@ async fn tell(app: &App, broker: &Broker, plan: &Plan) -> Outcome {
         app.output.line("Nothing would be sent");
     }
     for step in &plan.steps {
-        let gas = if step.is_transaction {
-            ", plus gas"
-        } else {
-            ""
-        };
-        app.output.line(format!("Would {}{gas}", step.action));
+        app.output.line(step.told("Would"));
     }
     for problem in &plan.problems {
         app.output.warn(format!("It would fail: {problem}"));
@@ -266,6 +350,10 @@ async fn inference(broker: &Broker, command: &Inference, plan: &mut Plan) -> Out
         Inference::AcknowledgeProvider { provider } => {
             acknowledge(broker, *provider, ServiceKind::Inference, plan).await?;
         }
+        Inference::Revoke { provider } => plan.transaction(
+            format!("take the acknowledgement of {provider} back"),
+            U256::ZERO,
+        ),
         Inference::RevokeToken { token_id, .. } => {
             plan.transaction(format!("revoke token {token_id}"), U256::ZERO);
         }
@@ -295,6 +383,7 @@ async fn create_task(broker: &Broker, arguments: &args::CreateTask, plan: &mut P
     let params = read_config(&arguments.config_path)?;
     let (provider, model) = (arguments.provider, &arguments.model);
     let most = quote::most(broker, arguments, &params).await?;
+    let mut bound = "";
     let fee = match &arguments.dataset_path {
         Some(path) => {
             let counted = broker
@@ -308,17 +397,24 @@ async fn create_task(broker: &Broker, arguments: &args::CreateTask, plan: &mut P
                     Some(U256::ZERO),
                 ),
             }
+            if counted.is_estimate {
+                bound = "about ";
+            }
             Some(counted.total)
         }
-        None => most,
+        None if most.is_some() => {
+            bound = "at most ";
+            most
+        }
+        None => uploaded_fee(broker, arguments, &params).await,
     };
     let action = match fee {
         Some(fee) => format!(
-            "create a task with {provider}; after delivery it charges {} from the fine-tuning sub-account",
+            "create a task with {provider}; once its result is acknowledged it charges {bound}{} from the fine-tuning sub-account",
             sum_0g(fee)
         ),
         None => format!(
-            "create a task with {provider}; what it charges after delivery is told by `fine-tuning quote --dataset`"
+            "create a task with {provider}; it counts the dataset, and charges its fee from the fine-tuning sub-account once the result is acknowledged. Name the most that it may be with --max-fee"
         ),
     };
     plan.request(action, fee);
@@ -342,6 +438,17 @@ async fn create_task(broker: &Broker, arguments: &args::CreateTask, plan: &mut P
     Ok(())
 }
 
+/// What the provider asks for a task on a dataset that it has; none where it does not say.
+async fn uploaded_fee(broker: &Broker, arguments: &args::CreateTask, params: &str) -> Option<U256> {
+    let hash = arguments.dataset.as_ref()?;
+    let (provider, model) = (arguments.provider, &arguments.model);
+    let quote = broker
+        .fine_tuning
+        .quote_uploaded(provider, model, hash, params)
+        .await;
+    Some(quote.ok()?.fee?.total)
+}
+
 async fn acknowledge_task(
     broker: &Broker,
     provider: Address,
@@ -349,16 +456,24 @@ async fn acknowledge_task(
     plan: &mut Plan,
 ) -> Outcome {
     let view = broker.fine_tuning.get_task(provider, Some(task)).await?;
-    plan.transaction(format!("acknowledge the result of task {task}"), U256::ZERO);
+    match view.state() {
+        // Nothing is sent or paid any more.
+        Some(TaskState::Finished) => return Ok(()),
+        Some(TaskState::UserAcknowledged) => {}
+        _ => plan.transaction(format!("acknowledge the result of task {task}"), U256::ZERO),
+    }
     match super::task::fee(&view) {
         Some(fee) => plan.request(
             format!(
-                "let the provider settle {} from the fine-tuning sub-account",
+                "let the provider take its fee of {} from the fine-tuning sub-account",
                 sum_0g(fee)
             ),
             Some(fee),
         ),
-        None => plan.request("let the provider settle its fee", None),
+        None => plan.request(
+            "let the provider take its fee from the fine-tuning sub-account",
+            None,
+        ),
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use zerog_sdk::{
     TrainingParams, UploadOptions, VerificationReport, ids, models, write_file,
 };
 
-use super::{quote, task, walk};
+use super::{dry_run, quote, task, walk};
 use crate::app::{App, Wallet};
 use crate::args::{AcknowledgeModel, AdapterArgs, Chat, DeployAdapter, FineTuning, Verify};
 use crate::exit_code::{Failure, OK, Outcome, SIMULATED, VERIFICATION};
@@ -386,6 +386,7 @@ async fn upload_to_storage(app: &App, path: &Path) -> Outcome {
         return Err(Failure::usage("nothing was stored"));
     }
     let broker = app.broker(Wallet::Needed).await?;
+    dry_run::announce_storing(app, &broker, path).await;
     let root = store(app, &broker, path).await?;
     app.output.line(format!("Root hash: {root}"));
     app.output.json(&json!({ "root_hash": root }));
@@ -565,12 +566,12 @@ async fn list_adapters(app: &App, provider: Address) -> Outcome {
 }
 
 /// Which adapter is meant: by name, or by base model and task.
-enum Wanted<'a> {
+pub(super) enum Wanted<'a> {
     Name(&'a str),
     Task(&'a str, TaskId),
 }
 
-fn wanted(arguments: &AdapterArgs) -> Outcome<Wanted<'_>> {
+pub(super) fn wanted(arguments: &AdapterArgs) -> Outcome<Wanted<'_>> {
     match (&arguments.adapter_name, &arguments.model, arguments.task_id) {
         (Some(name), ..) => Ok(Wanted::Name(name)),
         (None, Some(model), Some(task)) => Ok(Wanted::Task(model, task)),

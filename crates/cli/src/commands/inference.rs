@@ -10,13 +10,40 @@ use super::ledger::done;
 use crate::app::{App, Wallet};
 use crate::args::Inference;
 use crate::exit_code::{Failure, GENERAL, OK, Outcome};
-use crate::output::Table;
-use crate::view::{AcknowledgementOutput, InferenceServiceOutput, ServedModelOutput};
+use crate::output::{Table, wrapped};
+use crate::view::{
+    AcknowledgementOutput, InferenceServiceDetail, InferenceServiceOutput, ServedModelOutput,
+};
+
+const NO_PROVIDERS: &str = "There are no inference providers on this network (--include-invalid shows unacknowledged ones).";
 
 pub(super) async fn run(app: &App, command: Inference) -> Outcome<u8> {
     match command {
         Inference::ListProviders { include_invalid } => {
             list_providers(app, include_invalid).await?
+        }
+        Inference::ListProvidersDetail { include_invalid } => {
+            list_providers_detail(app, include_invalid).await?;
+        }
+        Inference::Revoke { provider } => {
+            let broker = app.broker(Wallet::Needed).await?;
+            let receipt = broker
+                .inference
+                .revoke_tee_signer_acknowledgement(provider)
+                .await?;
+            let text = "Provider TEE signer acknowledgement revoked successfully!";
+            done(app, text, &receipt);
+        }
+        Inference::DownloadReport { provider, output } => {
+            let broker = app.broker(Wallet::NotNeeded).await?;
+            let report = broker.inference.get_quote(provider).await?;
+            zerog_sdk::write_file(&output, report.as_bytes())?;
+            app.output
+                .line(format!("Report saved to {}", output.display()));
+            app.output.note(format!(
+                "Nothing in it was checked: `0g-compute-cli inference verify --provider {provider}` does that."
+            ));
+            app.output.json(&serde_json::json!({ "path": output }));
         }
         Inference::GetModels { provider } => get_models(app, provider).await?,
         Inference::AcknowledgeProvider { provider } => {
@@ -104,7 +131,7 @@ async fn list_providers(app: &App, include_invalid: bool) -> Outcome {
         .list_service(0, usize::MAX, include_invalid)
         .await?;
     if services.is_empty() {
-        app.output.note("There are no inference providers on this network (--include-invalid shows unacknowledged ones).");
+        app.output.note(NO_PROVIDERS);
     } else {
         let mut table = Table::new(&[50, 50]);
         for (index, service) in services.iter().enumerate() {
@@ -127,6 +154,64 @@ async fn list_providers(app: &App, include_invalid: bool) -> Outcome {
     }
     let services: Vec<_> = services.iter().map(InferenceServiceOutput::from).collect();
     app.output.json(&services);
+    Ok(())
+}
+
+async fn list_providers_detail(app: &App, include_invalid: bool) -> Outcome {
+    let broker = app.broker(Wallet::NotNeeded).await?;
+    let services = broker
+        .inference
+        .list_service(0, usize::MAX, include_invalid)
+        .await?;
+    let questions = services
+        .iter()
+        .map(|service| broker.inference.get_provider_models(service.provider));
+    let answers = futures::future::join_all(questions).await;
+    let mut table = Table::new(&[50, 60]);
+    let mut details = Vec::new();
+    for (index, (service, answer)) in services.iter().zip(answers).enumerate() {
+        table.highlighted_row([
+            format!("Provider {}", index + 1),
+            service.provider.to_string(),
+        ]);
+        let yes = |is_so: bool| if is_so { "✓" } else { "✗" }.to_owned();
+        let answers = match &answer {
+            Ok(models) => format!("✓ ({} models)", models.len()),
+            Err(error) => format!("✗ {error}"),
+        };
+        for (field, value) in [
+            ("Model", service.model.clone()),
+            (
+                "Input Price Per Token (0G)",
+                format_0g_fixed(service.input_price),
+            ),
+            (
+                "Output Price Per Token (0G)",
+                format_0g_fixed(service.output_price),
+            ),
+            ("Verifiability", service.verifiability.clone()),
+            ("URL", service.url.clone()),
+            ("TEE Signer", service.tee_signer.to_string()),
+            (
+                "TEE Signer Acknowledged",
+                yes(service.tee_signer_acknowledged),
+            ),
+            ("Answers", answers),
+        ] {
+            table.row([field.to_owned(), wrapped(&value, 58)]);
+        }
+        details.push(InferenceServiceDetail {
+            service: InferenceServiceOutput::from(service),
+            is_reachable: answer.is_ok(),
+            error: answer.err().map(|error| error.to_string()),
+        });
+    }
+    if services.is_empty() {
+        app.output.note(NO_PROVIDERS);
+    } else {
+        app.output.table(&table);
+    }
+    app.output.json(&details);
     Ok(())
 }
 

@@ -220,12 +220,18 @@ pub(super) async fn transfer_fund(app: &App, arguments: &TransferFund) -> Outcom
     Ok(())
 }
 
-/// The service named by flag, else the provider's only one, else fine-tuning; says which when it had to choose.
-pub(super) async fn which_service(
-    app: &App,
-    broker: &Broker,
-    arguments: &SubAccount,
-) -> Outcome<ServiceKind> {
+/// As [`service_of`]; says which when it had to choose.
+async fn which_service(app: &App, broker: &Broker, arguments: &SubAccount) -> Outcome<ServiceKind> {
+    let service = service_of(broker, arguments).await?;
+    if arguments.service.is_none() {
+        app.output
+            .note(format!("Service: {service} (choose with --service)"));
+    }
+    Ok(service)
+}
+
+/// The service named by flag, else the provider's only one, else fine-tuning.
+pub(super) async fn service_of(broker: &Broker, arguments: &SubAccount) -> Outcome<ServiceKind> {
     if let Some(service) = arguments.service {
         return Ok(service);
     }
@@ -248,20 +254,15 @@ pub(super) async fn which_service(
             .await
             .map(|_| ()),
     )?;
-    let service = match (fine_tuning, inference) {
-        (false, true) => ServiceKind::Inference,
-        (false, false) => {
-            return Err(Error::ServiceMissing {
-                provider: arguments.provider,
-                service: ServiceKind::FineTuning,
-            }
-            .into());
+    match (fine_tuning, inference) {
+        (false, true) => Ok(ServiceKind::Inference),
+        (false, false) => Err(Error::ServiceMissing {
+            provider: arguments.provider,
+            service: ServiceKind::FineTuning,
         }
-        _ => ServiceKind::FineTuning,
-    };
-    app.output
-        .note(format!("Service: {service} (choose with --service)"));
-    Ok(service)
+        .into()),
+        _ => Ok(ServiceKind::FineTuning),
+    }
 }
 
 pub(super) async fn retrieve_fund(app: &App, arguments: &RetrieveFund) -> Outcome {

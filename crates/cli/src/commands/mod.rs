@@ -23,11 +23,13 @@ pub(crate) async fn run(app: &App, command: Command) -> Outcome<u8> {
     if app.global.dry_run {
         return dry_run::run(app, &command).await;
     }
+    dry_run::announce(app, &command).await?;
     match command {
         Command::SetupNetwork(arguments) => network::setup(app, &arguments).await?,
         Command::ShowNetwork => network::show(app).await?,
         Command::Login(arguments) => auth::login(app, &arguments).await?,
         Command::Logout => auth::logout(app)?,
+        Command::Status => auth::status(app).await?,
         Command::Deposit(amount) => ledger::deposit(app, amount.amount).await?,
         Command::AddAccount(amount) => ledger::add_account(app, amount.amount).await?,
         Command::GetAccount => ledger::get_account(app).await?,

@@ -6,10 +6,11 @@ use crate::app::{App, ask, is_interactive};
 use crate::args::SetupNetwork;
 use crate::exit_code::{Failure, Outcome};
 use crate::output::Table;
+use crate::profile::is_network_name;
 
 pub(super) async fn setup(app: &App, arguments: &SetupNetwork) -> Outcome {
     let base = match (&app.global.network, &app.global.rpc) {
-        (Some(name), _) => NetworkSettings::find(name)?,
+        (Some(name), _) => app.find_network(name)?,
         (None, Some(url)) => NetworkSettings::detect(url).await?,
         (None, None) if is_interactive() => choose()?,
         (None, None) => {
@@ -20,6 +21,16 @@ pub(super) async fn setup(app: &App, arguments: &SetupNetwork) -> Outcome {
     };
     let mut network = app.with_overrides(base);
     if let Some(name) = &arguments.name {
+        if !is_network_name(name) {
+            return Err(Failure::usage(format!(
+                "--name {name}: use up to 64 letters, digits, `-`, `_` and `.`, not beginning with `.`"
+            )));
+        }
+        if NetworkSettings::by_name(name).is_ok() {
+            return Err(Failure::usage(format!(
+                "--name {name} is the name of a known network; choose another"
+            )));
+        }
         network.name.clone_from(name);
     }
     app.profile.save_network(&network)?;
@@ -72,6 +83,21 @@ pub(super) async fn show(app: &App) -> Outcome {
         table.row([field.to_owned(), value]);
     }
     app.output.table(&table);
-    app.output.json(&network);
+    let saved = app.profile.named_networks()?;
+    if !saved.is_empty() {
+        let mut table = Table::with_head(&[("Saved network", 24), ("Chain id", 12), ("RPC", 60)]);
+        for network in &saved {
+            table.row([
+                network.name.clone(),
+                network.chain_id.to_string(),
+                network.rpc_url.clone(),
+            ]);
+        }
+        app.output.table(&table);
+    }
+    let names: Vec<_> = saved.iter().map(|network| &network.name).collect();
+    let mut value = serde_json::to_value(&network).expect("settings are plain data");
+    value["saved_networks"] = serde_json::json!(names);
+    app.output.json(&value);
     Ok(())
 }

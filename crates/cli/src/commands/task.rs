@@ -9,7 +9,7 @@ use zerog_sdk::{
 };
 
 use super::fine_tuning::{read_config, store, sum_0g};
-use super::quote;
+use super::{dry_run, quote};
 use crate::app::{App, Wallet, is_interactive};
 use crate::args::{self, TaskArgs, Via};
 use crate::exit_code::{Failure, Outcome, PROVIDER};
@@ -44,6 +44,7 @@ pub(super) async fn create(app: &App, arguments: &args::CreateTask) -> Outcome {
         Some(path) => check_size(app, &broker, arguments, path, &params).await?,
         None => None,
     };
+    dry_run::announce_task(app, &broker, arguments).await;
     let dataset_hash = match (&arguments.dataset, &arguments.dataset_path) {
         (Some(hash), _) => hash.clone(),
         (None, Some(path)) => {
@@ -383,13 +384,15 @@ fn show_log(app: &App, log: &str, arguments: &args::Curve) -> Outcome {
         keep(path.clone(), curve.to_svg().as_bytes())?;
     }
     if let Some(folder) = &arguments.tensorboard {
-        // TensorBoard finds event files by this part of their name.
-        let start = curve.points.first().and_then(|point| point.at_s);
-        let name = format!("events.out.tfevents.{:.0}.zerog", start.unwrap_or(0.0));
-        keep(folder.join(name), &curve.to_tensorboard())?;
+        let path = folder.join(curve.tensorboard_file_name());
+        keep(path, &curve.to_tensorboard())?;
     }
-    app.output
-        .json(&json!({ "log": log, "losses": curve.points, "files": files }));
+    app.output.json(&json!({
+        "log": log,
+        "losses": curve.points,
+        "evaluations": curve.evaluations,
+        "files": files,
+    }));
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use zerog_sdk::{
 };
 
 use super::fine_tuning::{chat_command, read_config, sum_0g};
-use super::task;
+use super::{dry_run, task};
 use crate::app::{App, Wallet};
 use crate::args::Run;
 use crate::exit_code::{Failure, Outcome};
@@ -90,6 +90,7 @@ pub(super) async fn run(app: &App, arguments: &Run) -> Outcome {
         .clone()
         .unwrap_or_else(|| PathBuf::from(format!("adapter-{id}")));
     let (encrypted, zip) = (folder.with_extension("enc"), folder.with_extension("zip"));
+    dry_run::announce_acknowledgement(app, &broker, provider, id).await;
     let acknowledged = {
         let mut progress = app.output.progress();
         let show = |news: Progress| progress.show(&news);
@@ -214,8 +215,11 @@ async fn fund(app: &App, broker: &Broker, plan: &FundPlan) -> Outcome {
     if plan.is_empty() {
         return Ok(());
     }
-    let question = format!("{} Go on?", plan_text(plan));
-    if !app.confirm(&question).await? {
+    let text = plan_text(plan);
+    if app.global.yes && !app.output.is_json() {
+        app.output.note(&text);
+    }
+    if !app.confirm(&format!("{text} Go on?")).await? {
         return Err(Failure::usage("nothing was moved and no task was created"));
     }
     let mut progress = app.output.progress();

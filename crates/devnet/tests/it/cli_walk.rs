@@ -44,6 +44,19 @@ fn wait_progress(cli: &Cli, provider: &str, task: &str, wanted: &str) {
     );
 }
 
+/// Runs a command and checks that it says, before it is done, what it is about to send.
+fn announces(cli: &Cli, arguments: &[&str], sentences: &[&str]) -> String {
+    let (stdout, stderr) = cli.told(arguments);
+    let mut rest = stderr.as_str();
+    for sentence in sentences {
+        let at = rest
+            .find(sentence)
+            .unwrap_or_else(|| panic!("{arguments:?} does not say `{sentence}` there: {stderr}"));
+        rest = &rest[at + sentence.len()..];
+    }
+    stdout
+}
+
 #[test]
 fn the_documented_commands_take_a_dataset_from_storage_to_a_chat() {
     let network = Network::start(&[]);
@@ -51,17 +64,30 @@ fn the_documented_commands_take_a_dataset_from_storage_to_a_chat() {
     let p = provider.as_str();
     let cli = Cli::logged_in(&network, 0);
 
-    cli.ok(&["deposit", "--amount", "3"]);
-    cli.ok(&[
-        "transfer-fund",
-        "--provider",
-        p,
-        "--amount",
-        "1",
-        "--service",
-        "fine-tuning",
-    ]);
-    assert!(cli.ok(&["get-account"]).contains('3'));
+    announces(
+        &cli,
+        &["deposit", "--amount", "3"],
+        &["This will deposit 3 0G from the wallet into the ledger, plus gas"],
+    );
+    let sentence = format!(
+        "This will move 1 0G from the ledger to the fine-tuning sub-account with {p}, plus gas"
+    );
+    let transfer = ["transfer-fund", "--provider", p, "--amount", "1"];
+    announces(
+        &cli,
+        &[&transfer[..], &["--service", "fine-tuning"]].concat(),
+        &[&sentence],
+    );
+    // Programs that read JSON are told by --dry-run.
+    let amounts = ["--amount", "2.5", "--json"];
+    let (_, said) = cli.told(&[&["deposit"][..], &amounts].concat());
+    assert_eq!(said, "");
+    announces(
+        &cli,
+        &["refund", "--amount", "0.5"],
+        &["This will pay 0.5 0G of the ledger out to the wallet, plus gas"],
+    );
+    assert!(cli.ok(&["get-account"]).contains("│ 5 "));
     let services = cli.ok(&["fine-tuning", "list-providers"]);
     assert!(
         services.contains("Provider 1") && services.contains(p) && services.contains('✓'),
@@ -74,7 +100,14 @@ fn the_documented_commands_take_a_dataset_from_storage_to_a_chat() {
 
     // The data path of the documentation: storage first, the root in the task.
     let dataset = fixture("datasets/willow-farm.instruction.jsonl");
-    let uploaded = cli.ok(&["fine-tuning", "upload", "--data-path", &dataset, "--yes"]);
+    let uploaded = announces(
+        &cli,
+        &["fine-tuning", "upload", "--data-path", &dataset, "--yes"],
+        &[
+            "This will store ",
+            " 0G (nothing if the network has it already), plus gas",
+        ],
+    );
     let root = uploaded
         .lines()
         .rev()
@@ -112,7 +145,7 @@ fn the_documented_commands_take_a_dataset_from_storage_to_a_chat() {
         .to_owned();
     assert!(tokens.parse::<u64>().unwrap() > 500, "{counted}");
 
-    let created = cli.ok(&[
+    let create = [
         "fine-tuning",
         "create-task",
         "--provider",
@@ -125,7 +158,17 @@ fn the_documented_commands_take_a_dataset_from_storage_to_a_chat() {
         &params,
         "--data-size",
         &tokens,
-    ]);
+    ];
+    // A dataset on public storage is counted by the provider only.
+    let created = announces(
+        &cli,
+        &create,
+        &[
+            "This will create a task with ",
+            "charges its fee from the fine-tuning sub-account once the result is acknowledged",
+            "--max-fee",
+        ],
+    );
     for line in [
         "Verify provider...",
         "Provider verified",
@@ -191,7 +234,7 @@ fn the_documented_commands_take_a_dataset_from_storage_to_a_chat() {
     assert!(!std::path::Path::new(&zip).exists());
     fs::remove_file(&encrypted).unwrap();
 
-    let acknowledged = cli.ok(&[
+    let acknowledge = [
         "fine-tuning",
         "acknowledge-model",
         "--provider",
@@ -202,7 +245,16 @@ fn the_documented_commands_take_a_dataset_from_storage_to_a_chat() {
         &encrypted,
         "--download-method",
         "tee",
-    ]);
+    ];
+    let acknowledged = announces(
+        &cli,
+        &acknowledge,
+        &[
+            "This will acknowledge the result of task ",
+            "This will let the provider take its fee of 0.0",
+            " 0G from the fine-tuning sub-account",
+        ],
+    );
     assert!(acknowledged.contains("Acknowledged model"));
     wait_progress(&cli, p, &task, "Finished");
     let decrypted = cli.ok(&[
@@ -232,30 +284,22 @@ fn the_documented_commands_take_a_dataset_from_storage_to_a_chat() {
         name.contains(&format!("ft-Qwen2-5-0-5B-Instruct-{}", &task[..12])),
         "{name}"
     );
-    cli.ok(&[
-        "fine-tuning",
-        "deploy-adapter",
-        "--provider",
-        p,
-        "--model",
-        MODEL,
-        "--task-id",
-        &task,
-        "--wait",
-    ]);
-    let chat = cli.ok(&[
-        "fine-tuning",
-        "chat",
-        "--provider",
-        p,
-        "--model",
-        MODEL,
-        "--task-id",
-        &task,
-        "--message",
-        "When is the farm open?",
-        "--verify",
-    ]);
+    let adapter = ["--provider", p, "--model", MODEL, "--task-id", &task];
+    announces(
+        &cli,
+        &[&["fine-tuning", "deploy-adapter", "--wait"][..], &adapter].concat(),
+        &[
+            "This will move 2 0G (more if fees are unsettled) from the ledger to the inference sub-account",
+            "This will deploy the adapter",
+            "Moved 2 0G",
+        ],
+    );
+    let question = ["--message", "When is the farm open?", "--verify"];
+    let chat = announces(
+        &cli,
+        &[&["fine-tuning", "chat"][..], &adapter, &question].concat(),
+        &["This will send one chat request, paid by its tokens from the inference sub-account"],
+    );
     assert!(
         chat.contains("Assistant: ") && chat.contains("Tokens: "),
         "{chat}"
@@ -296,7 +340,14 @@ fn the_documented_commands_take_a_dataset_from_storage_to_a_chat() {
     );
 
     // The rest of the money goes back by itself: request, then out after the lock.
-    cli.ok(&["retrieve-fund"]);
+    announces(
+        &cli,
+        &["retrieve-fund"],
+        &[
+            "This will ask ",
+            " 0G back from the fine-tuning sub-account with ",
+        ],
+    );
     let account = cli.json(&[
         "get-sub-account",
         "--provider",
@@ -313,19 +364,32 @@ fn one_verb_does_the_whole_walk() {
     let network = Network::start(&[]);
     let cli = Cli::logged_in(&network, 4);
     let params = cli.write("params.json", PARAMS);
-    let output = cli.ok(&[
+    let (dataset, folder) = (
+        fixture("datasets/star-island.completion.jsonl"),
+        cli.path("out"),
+    );
+    let run = [
         "fine-tuning",
         "run",
         "--dataset-path",
-        &fixture("datasets/star-island.completion.jsonl"),
+        &dataset,
         "--model",
         MODEL,
         "--config-path",
         &params,
         "--output-dir",
-        &cli.path("out"),
+        &folder,
         "--yes",
-    ]);
+    ];
+    let output = announces(
+        &cli,
+        &run,
+        &[
+            "This will deposit ",
+            "This will acknowledge the result of task ",
+            "This will let the provider take its fee of 0.0",
+        ],
+    );
     assert!(output.contains("ft-Qwen2-5-0-5B-Instruct-"), "{output}");
     let found = walk(&cli.path("out"));
     assert!(

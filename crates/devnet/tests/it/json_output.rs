@@ -176,6 +176,8 @@ fn every_command_prints_one_style_of_json() {
         &info.indexer_url,
     ]);
     walk.run(&["show-network"]);
+    let status = walk.run(&["status"]);
+    assert_eq!(status["key"], "plain file", "{status}");
     // No ledger yet: a warning, not a failure.
     let health = walk.run(&["doctor"]);
     assert_eq!(health["healthy"], true, "{health}");
@@ -373,6 +375,12 @@ fn every_command_prints_one_style_of_json() {
     // Inference.
     let inference = |name: &'static str| -> Vec<&str> { [&["inference", name][..], &p].concat() };
     walk.run(&["inference", "list-providers"]);
+    let details = walk.run(&["inference", "list-providers-detail"]);
+    assert_eq!(details[0]["is_reachable"], true, "{details}");
+    let report = cli.path("report.json");
+    walk.run(&[&inference("download-report")[..], &["--output", &report]].concat());
+    let report = std::fs::read_to_string(&report).unwrap();
+    assert!(report.contains("\"quote\""), "{report}");
     let models = walk.run(&inference("get-models"));
     assert!(models[0]["input_price_neuron"].is_string());
     walk.run(&inference("acknowledge-provider"));

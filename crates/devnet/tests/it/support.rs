@@ -199,6 +199,11 @@ impl Cli {
 
     /// Runs a command that must succeed and returns what it printed.
     pub(crate) fn ok(&self, arguments: &[&str]) -> String {
+        self.told(arguments).0
+    }
+
+    /// Runs a command that must succeed and returns what it printed, and what it said on standard error.
+    pub(crate) fn told(&self, arguments: &[&str]) -> (String, String) {
         let output = self.run(arguments);
         let (stdout, stderr) = texts(&output);
         assert!(
@@ -206,7 +211,7 @@ impl Cli {
             "{arguments:?} ended with {}\n{stdout}\n{stderr}",
             output.status
         );
-        stdout
+        (stdout, stderr)
     }
 
     /// Runs a command with `--json` that must succeed and returns its object.

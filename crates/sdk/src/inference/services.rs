@@ -72,6 +72,17 @@ impl Inference {
         }
     }
 
+    /// The provider's evidence as served: the raw body of `/v1/quote`. Nothing is checked:
+    /// [`Inference::verify_service`] does that.
+    ///
+    /// # Errors
+    /// As [`Inference::get_service`], or an unreachable provider.
+    pub async fn get_quote(&self, provider: Address) -> Result<String> {
+        let url = self.get_service(provider).await?.url;
+        let answer = self.context.fetch_quote(&url, "/v1/quote").await?;
+        Ok(String::from_utf8_lossy(&answer.body).into_owned())
+    }
+
     /// The wallet's sub-account with a provider.
     ///
     /// # Errors
