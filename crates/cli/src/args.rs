@@ -668,6 +668,8 @@ pub(crate) enum Inference {
     },
     /// Verify a provider's enclave.
     Verify(Verify),
+    /// Serve a provider on this machine to programs that know OpenAI's interface; requests are signed and paid.
+    Serve(Serve),
     /// Serve a model folder and adapter folders on this machine, without a chain.
     ///
     /// The engine is in 0g-compute-provider, which this command starts with the arguments given here: `--model DIR`,
@@ -682,6 +684,18 @@ pub(crate) enum Inference {
         )]
         arguments: Vec<std::ffi::OsString>,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) provider: Address,
+    /// 0 = any that is free.
+    #[arg(long, default_value_t = 3000)]
+    pub(crate) port: u16,
+    /// Address to listen on. Whoever reaches it spends.
+    #[arg(long, default_value = "127.0.0.1", value_name = "IP")]
+    pub(crate) host: std::net::IpAddr,
 }
 
 /// Commands of `storage`.

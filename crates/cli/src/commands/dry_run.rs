@@ -217,6 +217,7 @@ fn spends(command: &Command) -> bool {
             | Command::Inference(
                 Inference::AcknowledgeProvider { .. }
                     | Inference::Revoke { .. }
+                    | Inference::Serve(_)
                     | Inference::RevokeToken { .. }
                     | Inference::RevokeAllTokens { .. },
             )
@@ -354,6 +355,13 @@ async fn inference(broker: &Broker, command: &Inference, plan: &mut Plan) -> Out
             format!("take the acknowledgement of {provider} back"),
             U256::ZERO,
         ),
+        Inference::Serve(arguments) => {
+            chat_account(broker, arguments.provider, plan).await?;
+            plan.request(
+                "pass requests on, each paid by its tokens from the inference sub-account, which is filled up from the ledger",
+                None,
+            );
+        }
         Inference::RevokeToken { token_id, .. } => {
             plan.transaction(format!("revoke token {token_id}"), U256::ZERO);
         }

@@ -7,6 +7,7 @@ use zerog_sdk::{Address, Progress};
 
 use super::fine_tuning::{acknowledged_text, verdict};
 use super::ledger::done;
+use super::serve;
 use crate::app::{App, Wallet};
 use crate::args::Inference;
 use crate::exit_code::{Failure, GENERAL, OK, Outcome};
@@ -95,6 +96,7 @@ pub(super) async fn run(app: &App, command: Inference) -> Outcome<u8> {
                 .await?;
             return Ok(verdict(app, &arguments, &report));
         }
+        Inference::Serve(arguments) => serve::run(app, &arguments).await?,
         Inference::ServeLocal { arguments } => return serve_local(&arguments),
     }
     Ok(OK)

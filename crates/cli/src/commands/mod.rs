@@ -10,6 +10,7 @@ mod ledger;
 mod man_pages;
 mod network;
 mod quote;
+mod serve;
 mod storage;
 mod task;
 mod walk;

@@ -291,7 +291,7 @@ fn the_documented_commands_take_a_dataset_from_storage_to_a_chat() {
         &[
             "This will move 2 0G (more if fees are unsettled) from the ledger to the inference sub-account",
             "This will deploy the adapter",
-            "Moved 2 0G",
+            "moved 2 0G from the ledger",
         ],
     );
     let question = ["--message", "When is the farm open?", "--verify"];

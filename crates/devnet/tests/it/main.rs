@@ -12,4 +12,5 @@ mod json_output;
 mod kill;
 mod ports;
 mod provider_process;
+mod serve;
 mod support;

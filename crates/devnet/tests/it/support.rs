@@ -180,6 +180,13 @@ impl Cli {
         self.run_as(program, arguments)
     }
 
+    /// Starts a command that runs until it is stopped.
+    pub(crate) fn spawn(&self, arguments: &[&str], stdout: fs::File, stderr: fs::File) -> Process {
+        let mut program = Command::new(binary("ZEROG_CLI_BINARY", "0g-compute-cli"));
+        let command = self.prepare(&mut program, arguments);
+        Process::spawn(command.stdout(stdout).stderr(stderr))
+    }
+
     /// Runs the command line by another command that ends in it.
     pub(crate) fn run_as(&self, mut program: Command, arguments: &[&str]) -> Output {
         self.prepare(&mut program, arguments)

@@ -1,5 +1,6 @@
 //! `broker.inference`: discovery, sessions and API keys, verification, and deployed adapters under `lora`.
 
+pub mod forward;
 pub mod lora;
 pub mod services;
 pub mod session;
