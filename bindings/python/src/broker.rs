@@ -44,6 +44,8 @@ pub(crate) struct ConnectOptions {
     gas_price: Option<u128>,
     max_gas_price: Option<u128>,
     require_verified: bool,
+    policy_file: Option<PathBuf>,
+    collateral_file: Option<PathBuf>,
     cache_dir: Option<PathBuf>,
     tokenizer_dir: Option<PathBuf>,
     poll_interval_s: Option<f64>,
@@ -101,6 +103,10 @@ async fn broker_options(given: ConnectOptions) -> zerog_sdk::Result<BrokerOption
     if given.require_verified {
         options.requirement = Requirement::Verified;
     }
+    if let Some(path) = &given.policy_file {
+        options.policy = zerog_sdk::read_policy(path)?;
+    }
+    options.collateral.file = given.collateral_file;
     options.cache_dir = given.cache_dir;
     options.tokenizer_dir = given.tokenizer_dir;
     options.poll_interval = match given.poll_interval_s.map(Duration::try_from_secs_f64) {

@@ -12,6 +12,7 @@
 pub mod backend;
 pub mod bundle;
 pub mod checks;
+pub mod collateral;
 mod encoding;
 pub mod event_log;
 pub mod gpu;
@@ -30,10 +31,13 @@ pub use backend::tdx_guest::TdxGuestBackend;
 pub use backend::{BackendError, TeeBackend, TeeKind};
 pub use bundle::{BundleError, QuoteBundle};
 pub use checks::{Check, CheckId, CheckStatus};
-pub use dcap_qvl::QuoteCollateralV3 as Collateral;
+pub use collateral::CollateralError;
+pub use dcap_qvl::{QuoteCollateralV3 as Collateral, TcbStatus};
 pub use keys::{EnclaveKeys, KeyError, SealingKey};
 pub use model_node::ModelNode;
-pub use policy::{Assurance, Evidence, Level, Policy, Requirement, Verdict, evaluate};
+pub use policy::{
+    Assurance, Evidence, Level, OsMeasurement, Policy, Requirement, Verdict, evaluate,
+};
 pub use quote::{QuoteError, TdxQuote};
 pub use rejection::Rejection;
 pub use report_data::{ReportData, ReportDataError};

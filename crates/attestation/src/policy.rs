@@ -157,6 +157,8 @@ pub struct Evidence<'a> {
     pub body_signature: Option<&'a str>,
     /// Collateral for the quote. Not needed for simulated quotes, whose collateral is made here.
     pub collateral: Option<&'a Collateral>,
+    /// Why there is no collateral, or no better one, and what to do; for people.
+    pub collateral_problem: Option<&'a str>,
     /// Signer registered on chain, if it could be read.
     pub registered_signer: Option<Address>,
     /// Whether the contract owner has acknowledged that signer, if it could be read.
@@ -165,6 +167,9 @@ pub struct Evidence<'a> {
     pub challenge: Option<Challenge>,
     /// Where the registration says that the model runs.
     pub model_node: ModelNode,
+    /// Whether all secrets that the caller sends are sealed to [`Verdict::sealing_key`], so that it is no matter where
+    /// TLS ends.
+    pub sealed: bool,
 }
 
 /// What was found out about a provider.
@@ -429,7 +434,10 @@ impl Judge {
             )
         } else {
             let Some(collateral) = evidence.collateral else {
-                let detail = "no collateral was given, so the signatures prove nothing".to_owned();
+                let detail = format!(
+                    "no collateral, so the signatures prove nothing: {}",
+                    evidence.collateral_problem.unwrap_or("none was given")
+                );
                 self.record(
                     CheckId::QuoteSignature,
                     signature,
@@ -444,7 +452,11 @@ impl Judge {
         let verified = match verified {
             Ok(verified) => verified,
             Err(error) => {
-                self.fail(CheckId::QuoteSignature, signature, true, error.to_string());
+                let detail = match evidence.collateral_problem {
+                    Some(problem) => format!("{error} ({problem})"),
+                    None => error.to_string(),
+                };
+                self.fail(CheckId::QuoteSignature, signature, true, detail);
                 return self.because(error.rejection());
             }
         };
@@ -633,7 +645,7 @@ impl Judge {
             ),
             (false, true) => {
                 let detail = format!(
-                    "no objection found by machine; images: {}",
+                    "no objection found by machine; a person's review counts once the hash is among `compose_hashes` of a policy file; images: {}",
                     self.images.join(", ")
                 );
                 self.open(CheckId::ComposeReview, review, CheckStatus::Skipped, detail);
@@ -654,7 +666,7 @@ impl Judge {
                 CheckId::OsImage,
                 name,
                 CheckStatus::Skipped,
-                "no list of known images was given",
+                "no list of known images was given (`os_images` of a policy file)",
             );
         }
         let known = policy.known_os_images.iter().find(|image| {
@@ -702,7 +714,7 @@ impl Judge {
                 CheckId::KeyProvider,
                 name,
                 CheckStatus::Warning,
-                format!("kms {id}, not compared with a list"),
+                format!("kms {id}, not compared with a list (`kms_ids` of a policy file)"),
             ),
             ("simulated", _) => self.open(
                 CheckId::KeyProvider,
@@ -796,20 +808,15 @@ impl Judge {
 
     /// V15 and V16.
     fn freshness(&mut self, quote: &TdxQuote, evidence: &Evidence<'_>) {
-        let (fresh, endpoint) = ("freshness", "endpoint bound to the enclave");
+        let fresh = "freshness";
         let Some(challenge) = &evidence.challenge else {
             self.open(
                 CheckId::Freshness,
                 fresh,
                 CheckStatus::Skipped,
-                "no nonce was sent; the quote may be old",
+                "no nonce was answered; the quote may be old",
             );
-            return self.open(
-                CheckId::Endpoint,
-                endpoint,
-                CheckStatus::Skipped,
-                "TLS ends outside the proof",
-            );
+            return self.endpoint([0; 32], evidence.sealed);
         };
         let expected = self.signer.map(|signer| {
             report_data::challenge(
@@ -835,19 +842,28 @@ impl Judge {
             false,
             "the quote answers the nonce",
         );
-        if challenge.tls_key_sha256 == [0; 32] {
+        self.endpoint(challenge.tls_key_sha256, evidence.sealed);
+    }
+
+    /// V16. The signatures prove who answers, whoever ends TLS; the question is who reads what is sent.
+    fn endpoint(&mut self, tls_key_sha256: [u8; 32], is_sealed: bool) {
+        let name = "endpoint bound to the enclave";
+        if tls_key_sha256 != [0; 32] {
+            let detail = format!("TLS key {}", hex::encode(tls_key_sha256));
+            self.pass(CheckId::Endpoint, name, false, detail);
+        } else if is_sealed && self.sealing_key.is_some() {
             self.open(
                 CheckId::Endpoint,
-                endpoint,
-                CheckStatus::Skipped,
-                "TLS ends outside the proof",
+                name,
+                CheckStatus::Inapplicable,
+                "no TLS key is named, and none is needed: what is sent is sealed to the enclave's key",
             );
         } else {
-            self.pass(
+            self.open(
                 CheckId::Endpoint,
-                endpoint,
-                false,
-                format!("TLS key {}", hex::encode(challenge.tls_key_sha256)),
+                name,
+                CheckStatus::Skipped,
+                "no TLS key is named: who ends TLS can read what is sent unsealed",
             );
         }
     }

@@ -89,7 +89,7 @@ impl Rejection {
     pub fn remedy(self) -> &'static str {
         match self {
             Self::Expired | Self::OldCollateral => {
-                "the collateral must be fetched anew: ask the provider to refresh it, or get it from Intel's service"
+                "the collateral must be fetched anew from a collateral service, Intel's or a cache of it (PCCS)"
             }
             Self::NotYetValid => "check this machine's clock, and take collateral of the present",
             Self::Revoked => "do not use this machine: Intel no longer trusts it",
@@ -100,7 +100,9 @@ impl Rejection {
             Self::OutOfDate => "the operator must update the machine's firmware and TDX module",
             Self::OpenDomain => "the operator must start the domain without these attributes",
             Self::Simulated => "choose a provider with hardware, or a development network",
-            Self::NoCollateral => "get collateral from the provider or from Intel's service",
+            Self::NoCollateral => {
+                "get collateral from the provider, from Intel's service or from a cache of it (PCCS)"
+            }
             Self::Other => "do not use this provider until the reason is known",
         }
     }

@@ -69,6 +69,17 @@ impl App {
             Require::Verified => Requirement::Verified,
             Require::NothingFailed => Requirement::NothingFailed,
         };
+        if let Some(path) = &self.global.policy {
+            options.policy = zerog_sdk::read_policy(path)?;
+        }
+        let collateral = &mut options.collateral;
+        collateral.file.clone_from(&self.global.collateral);
+        collateral.refresh = self.global.refresh_collateral;
+        if !self.global.collateral_service.is_empty() {
+            collateral
+                .services
+                .clone_from(&self.global.collateral_service);
+        }
         options.cache_dir = Some(self.profile.cache_dir());
         options.tokenizer_dir.clone_from(&self.global.tokenizer_dir);
         Ok(Broker::connect(options).await?)

@@ -70,6 +70,18 @@ pub(crate) struct Global {
     /// How sure to be of an enclave before data goes there.
     #[arg(long, global = true, value_enum, default_value_t = Require::NothingFailed)]
     pub(crate) require: Require,
+    /// What counts as a passed check of an enclave, as TOML or JSON (docs/security.md).
+    #[arg(long, global = true, env = "ZG_POLICY", value_name = "FILE")]
+    pub(crate) policy: Option<PathBuf>,
+    /// Collateral for quotes, as a verification writes it; nobody is asked for any then.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) collateral: Option<PathBuf>,
+    /// Collateral service (PCCS) to ask instead of the public ones; may be repeated.
+    #[arg(long, global = true, value_name = "URL")]
+    pub(crate) collateral_service: Vec<String>,
+    /// Fetch collateral anew instead of using what is cached.
+    #[arg(long, global = true)]
+    pub(crate) refresh_collateral: bool,
     /// Folder with tokenizer.json, used before cache, provider and model hub.
     #[arg(long, global = true, env = "ZG_TOKENIZER_DIR", value_name = "DIR")]
     pub(crate) tokenizer_dir: Option<PathBuf>,

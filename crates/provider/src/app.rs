@@ -15,6 +15,7 @@ use zerog_lifecycle::adapter::AdapterEvent;
 use zerog_lifecycle::{Adapter, Event, Timestamp};
 
 use crate::catalogue::Catalogue;
+use crate::collateral::CollateralKeeper;
 use crate::config::Config;
 use crate::http::limits::Limiter;
 use crate::identity::Identity;
@@ -69,6 +70,8 @@ pub(crate) struct App {
     pub provider: Address,
     /// Keys and quotes.
     pub identity: Identity,
+    /// What verifiers of this machine's quotes need besides.
+    pub collateral: CollateralKeeper,
     /// Sealed files.
     pub vault: Vault,
     /// Base models.

@@ -105,6 +105,8 @@ pub enum IdentityConfig {
     Dstack {
         /// Path of the agent's socket.
         socket: Option<PathBuf>,
+        /// Base URLs of the collateral services that are asked for this machine, in this order.
+        collateral_services: Vec<String>,
     },
 }
 
@@ -676,6 +678,7 @@ struct FileChain {
 struct FileIdentity {
     tee: Option<String>,
     dstack_socket: Option<PathBuf>,
+    collateral_services: Option<Vec<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -810,6 +813,11 @@ impl File {
             "simulated" => IdentityConfig::Simulated,
             "dstack" => IdentityConfig::Dstack {
                 socket: self.identity.dstack_socket,
+                collateral_services: self.identity.collateral_services.unwrap_or_else(|| {
+                    zerog_attestation::collateral::PUBLIC_SERVICES
+                        .map(str::to_owned)
+                        .to_vec()
+                }),
             },
             other => {
                 let problem = format!("`{other}` is none of \"simulated\" and \"dstack\"");

@@ -20,7 +20,8 @@ use zerog_protocol::limits::BLOCKING_JOBS;
 
 use crate::app::{App, Clock};
 use crate::catalogue::{Catalogue, CatalogueError};
-use crate::config::{Config, ConfigError};
+use crate::collateral::CollateralKeeper;
+use crate::config::{Config, ConfigError, IdentityConfig};
 use crate::http::limits::Limiter;
 use crate::identity::{Identity, IdentityError};
 use crate::inference_role::{Engine, EngineStartError, InferenceRole};
@@ -160,6 +161,13 @@ impl Provider {
             chain: ground.chain,
             provider: ground.provider,
             identity: ground.identity,
+            collateral: CollateralKeeper::new(match &config.identity {
+                IdentityConfig::Dstack {
+                    collateral_services,
+                    ..
+                } => collateral_services.clone(),
+                IdentityConfig::Simulated => Vec::new(),
+            }),
             vault,
             catalogue: ground.catalogue,
             storage,
@@ -186,8 +194,25 @@ impl Provider {
             register(&provider.app, &provider.url).await?;
         }
         provider.go(listener);
+        provider.fetch_collateral();
         tracing::info!(provider.url = provider.url, provider.address = %provider.app.provider, "provider is ready");
         Ok(provider)
+    }
+
+    /// Has collateral ready before the first client asks. A failure is logged, and tried again when one does.
+    fn fetch_collateral(&self) {
+        let app = Arc::clone(&self.app);
+        if app.identity.is_simulated() {
+            return;
+        }
+        self.app.tracker.spawn(async move {
+            let now_s = app.clock.system_ms() / 1000;
+            let fetched = app.collateral.get(app.identity.binary_quote(), now_s);
+            tokio::select! {
+                _ = fetched => {}
+                () = app.shutdown.cancelled() => {}
+            }
+        });
     }
 
     /// URL as registered on chain.

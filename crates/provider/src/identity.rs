@@ -49,6 +49,8 @@ pub(crate) struct Identity {
     keys: EnclaveKeys,
     legacy_quote: Arc<str>,
     structured_quote: Arc<str>,
+    /// The quote itself, for the collateral that belongs to it.
+    binary_quote: Arc<[u8]>,
 }
 
 impl std::fmt::Debug for Identity {
@@ -78,13 +80,15 @@ impl Identity {
             }
             IdentityConfig::Dstack {
                 socket: Some(socket),
+                ..
             } => Arc::new(DstackBackend::new(socket)),
-            IdentityConfig::Dstack { socket: None } => {
+            IdentityConfig::Dstack { socket: None, .. } => {
                 Arc::new(DstackBackend::discover().ok_or(IdentityError::NoAgent)?)
             }
         };
         let keys = EnclaveKeys::derive(backend.as_ref())?;
-        let legacy_quote = backend.quote(&keys.legacy_report_data())?.to_json().into();
+        let legacy_bundle = backend.quote(&keys.legacy_report_data())?;
+        let legacy_quote = legacy_bundle.to_json().into();
         let structured_quote = backend
             .quote(&keys.structured_report_data())?
             .to_json()
@@ -94,6 +98,7 @@ impl Identity {
             keys,
             legacy_quote,
             structured_quote,
+            binary_quote: legacy_bundle.quote.into(),
         })
     }
 
@@ -123,6 +128,12 @@ impl Identity {
         } else {
             &self.structured_quote
         })
+    }
+
+    /// One of this machine's quotes, in binary.
+    #[must_use]
+    pub(crate) fn binary_quote(&self) -> &[u8] {
+        &self.binary_quote
     }
 
     /// A fresh quote that answers a caller's nonce. Blocks.

@@ -29,6 +29,7 @@ mod app;
 mod billing;
 mod catalogue;
 mod chain_watcher;
+mod collateral;
 pub mod config;
 mod continued;
 mod daemon;

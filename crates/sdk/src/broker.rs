@@ -11,6 +11,7 @@ use zerog_attestation::{Policy, Requirement};
 use zerog_chain::{Addresses, ChainClient, ClientOptions, Network, networks};
 use zerog_protocol::SecretKey;
 
+use crate::collateral::{CollateralCache, CollateralSources};
 use crate::error::{Error, Result};
 use crate::fine_tuning::FineTuning;
 use crate::inference::session::SessionCache;
@@ -110,7 +111,15 @@ pub struct BrokerOptions {
     pub max_gas_price: Option<u128>,
     /// How sure the caller must be of an enclave before data goes there.
     pub requirement: Requirement,
-    /// Where tokenizers are cached; none: a temporary folder.
+    /// What counts as a passed check ([`crate::read_policy`] reads one from a file). Whether simulated enclaves are
+    /// recognised follows from the network alone.
+    pub policy: Policy,
+    /// Where collateral for quotes of real machines comes from.
+    pub collateral: CollateralSources,
+    /// Judge evidence at this time (Unix seconds) in `verify_service`, to repeat a verification of the past; none: now.
+    /// What decides whether data is sent is always judged now.
+    pub verification_time_s: Option<u64>,
+    /// Where tokenizers and collateral are cached; none: a temporary folder, and only as long as the broker lives.
     pub cache_dir: Option<PathBuf>,
     /// A folder with `tokenizer.json`, used before all other sources.
     pub tokenizer_dir: Option<PathBuf>,
@@ -140,6 +149,9 @@ impl BrokerOptions {
             gas_price: None,
             max_gas_price: None,
             requirement: Requirement::NothingFailed,
+            policy: Policy::default(),
+            collateral: CollateralSources::default(),
+            verification_time_s: None,
             cache_dir: None,
             tokenizer_dir: None,
             hub_url: Some("https://huggingface.co".to_owned()),
@@ -178,6 +190,7 @@ pub(crate) struct Context {
     pub(crate) options: BrokerOptions,
     pub(crate) http: ProviderClient,
     pub(crate) sessions: Arc<SessionCache>,
+    pub(crate) collateral: Arc<CollateralCache>,
 }
 
 impl Context {
@@ -197,10 +210,9 @@ impl Context {
     }
 
     pub(crate) fn policy(&self) -> Policy {
-        if self.is_devnet() {
-            Policy::devnet()
-        } else {
-            Policy::default()
+        Policy {
+            accept_development_root: self.is_devnet(),
+            ..self.options.policy.clone()
         }
     }
 
@@ -272,6 +284,7 @@ impl Broker {
             wallet: options.wallet.clone(),
             http: ProviderClient::new(options.answer_timeout),
             sessions: Arc::default(),
+            collateral: Arc::default(),
             options,
         }))
     }
@@ -300,6 +313,7 @@ impl Broker {
             wallet: context.wallet.clone(),
             http: context.http.clone(),
             sessions: Arc::clone(&context.sessions),
+            collateral: Arc::clone(&context.collateral),
             options: BrokerOptions {
                 gas_price,
                 max_gas_price,

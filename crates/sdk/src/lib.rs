@@ -54,6 +54,7 @@
 //! ```
 
 pub mod broker;
+pub mod collateral;
 pub mod devnet;
 pub mod error;
 pub mod fine_tuning;
@@ -62,6 +63,7 @@ pub mod inference;
 pub mod ledger;
 pub mod loss_curve;
 mod neuron;
+pub mod policy_file;
 pub mod progress;
 pub mod provider_client;
 pub mod storage;
@@ -72,6 +74,7 @@ pub mod wallet;
 
 pub use alloy_primitives::{Address, B256, Bytes, U256};
 pub use broker::{Broker, BrokerOptions, NetworkSettings};
+pub use collateral::CollateralSources;
 pub use error::{Category, Error, Result, ServiceKind};
 pub use fine_tuning::FineTuning;
 pub use fine_tuning::account::{AccountDetail, PendingRefund};
@@ -88,12 +91,13 @@ pub use inference::lora::{ChatAnswer, DeployOptions, Lora};
 pub use inference::session::{ApiKey, Funding, RequestHeaders, ServiceMetadata};
 pub use inference::verify::ResponseProof;
 pub use ledger::Ledger;
+pub use policy_file::read_policy;
 pub use progress::Progress;
 pub use storage::{Storage, StorageOptions};
 pub use verification::{VerificationReport, VerificationStep};
 
 pub use zerog_attestation::{
-    Assurance, Check, CheckId, CheckStatus, Level, Rejection, Requirement, Verdict,
+    Assurance, Check, CheckId, CheckStatus, Level, Policy, Rejection, Requirement, Verdict,
 };
 pub use zerog_chain::fine_tuning::{
     Account as FineTuningAccount, Deliverable, Quota, Service as FineTuningService,

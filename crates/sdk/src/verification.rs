@@ -15,10 +15,11 @@ use zerog_attestation::{
 use zerog_protocol::seal::SEAL_VERSION;
 
 use crate::broker::Context;
+use crate::collateral::Found;
 use crate::error::{Error, Result, ServiceKind};
 use crate::fine_tuning::services::write_file;
 use crate::progress::Progress;
-use crate::provider_client::{Answer, join, parse_json};
+use crate::provider_client::{Answer, join};
 
 /// One line of a verification, as it is logged.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -88,6 +89,16 @@ pub(crate) struct Registration {
     pub(crate) signer: Address,
     pub(crate) acknowledged: bool,
     pub(crate) model_node: ModelNode,
+    /// Whether every secret that goes there is sealed to the enclave first: datasets are, chats are not.
+    pub(crate) sealed: bool,
+}
+
+/// A verdict with what it was made from.
+struct Judgement {
+    verdict: Verdict,
+    collateral: Option<Collateral>,
+    /// The nonce that the quote answers.
+    nonce: Option<[u8; 32]>,
 }
 
 impl Context {
@@ -115,6 +126,7 @@ impl Context {
                     signer: service.tee_signer,
                     acknowledged: service.tee_signer_acknowledged,
                     model_node: ModelNode::Same,
+                    sealed: true,
                 }
             }
             ServiceKind::Inference => {
@@ -130,6 +142,7 @@ impl Context {
                     signer: service.tee_signer,
                     acknowledged: service.tee_signer_acknowledged,
                     model_node: ModelNode::of_registration(&service.additional_info),
+                    sealed: false,
                 }
             }
         })
@@ -145,7 +158,10 @@ impl Context {
         let answer = self
             .fetch_quote(&registration.url, "/v1/quote?legacy=false")
             .await?;
-        let verdict = self.judge(&answer, registration).await;
+        let verdict = self
+            .judge_latest(&answer, registration, Self::now_s())
+            .await
+            .verdict;
         if !verdict.satisfies(self.requirement()) {
             return Err(refusal(registration.provider, &verdict, self.requirement()));
         }
@@ -173,19 +189,42 @@ impl Context {
             .await
     }
 
-    pub(crate) async fn judge(&self, answer: &Answer, registration: &Registration) -> Verdict {
-        self.judge_with(answer, registration, None).await
+    /// Judges an answer and then, unless it fails already, the quote that answers a fresh nonce: a fresh one that fails
+    /// counts. A provider that answers no nonces, as others do not, is judged by what it serves, and the verdict says so.
+    async fn judge_latest(
+        &self,
+        answer: &Answer,
+        registration: &Registration,
+        now_s: u64,
+    ) -> Judgement {
+        let judgement = self.judge(answer, registration, None, now_s).await;
+        if judgement.verdict.level == Level::Failed {
+            return judgement;
+        }
+        self.judge_fresh(&judgement, registration, now_s)
+            .await
+            .unwrap_or(judgement)
     }
 
-    /// Sends a fresh nonce and judges the quote that answers it. `None` when the provider answers no nonces, as others
-    /// do not: their quote may be old, and the verdict says so.
-    async fn judge_fresh(&self, registration: &Registration) -> Option<(Verdict, [u8; 32])> {
-        // The answer commits to the sealing key, which the structured form names.
-        let structured = self
-            .fetch_quote(&registration.url, "/v1/quote?legacy=false")
-            .await
-            .ok()?;
-        let sealing_key = self.judge(&structured, registration).await.sealing_key?;
+    /// Sends a nonce and judges the quote that answers it; `None` when the provider answers no nonces.
+    async fn judge_fresh(
+        &self,
+        before: &Judgement,
+        registration: &Registration,
+        now_s: u64,
+    ) -> Option<Judgement> {
+        // The answer commits to the sealing key, which only the structured form names.
+        let sealing_key = match before.verdict.sealing_key {
+            Some(key) => key,
+            None => {
+                let structured = self
+                    .fetch_quote(&registration.url, "/v1/quote?legacy=false")
+                    .await
+                    .ok()?;
+                let judged = self.judge(&structured, registration, None, now_s).await;
+                judged.verdict.sealing_key?
+            }
+        };
         let nonce: [u8; 32] = rand::random();
         let path = format!("/v1/quote?nonce={}", hex::encode(nonce));
         let answer = self.fetch_quote(&registration.url, &path).await.ok()?;
@@ -203,47 +242,45 @@ impl Context {
             sealing_key,
             tls_key_sha256: [0; 32],
         };
-        let verdict = self
-            .judge_with(&answer, registration, Some(challenge))
-            .await;
-        Some((verdict, nonce))
+        Some(
+            self.judge(&answer, registration, Some(challenge), now_s)
+                .await,
+        )
     }
 
-    async fn judge_with(
+    async fn judge(
         &self,
         answer: &Answer,
         registration: &Registration,
         challenge: Option<Challenge>,
-    ) -> Verdict {
-        let collateral = self.collateral(answer, &registration.url).await;
+        now_s: u64,
+    ) -> Judgement {
+        let policy = self.policy();
+        let bundle = QuoteBundle::parse(&answer.body).ok();
+        let found = match &bundle {
+            // Whoever trusts the development root has its collateral.
+            Some(bundle) if !bundle.simulated => {
+                self.collateral(&bundle.quote, &registration.url, &policy, now_s)
+                    .await
+            }
+            _ => Found::default(),
+        };
+        let nonce = challenge.as_ref().map(|challenge| challenge.nonce);
         let evidence = Evidence {
             body: &answer.body,
             body_signature: answer.header(bundle::SIGNATURE_HEADER),
-            collateral: collateral.as_ref(),
+            collateral: found.collateral.as_ref(),
+            collateral_problem: found.problem.as_deref(),
             registered_signer: Some(registration.signer),
             acknowledged: Some(registration.acknowledged),
             challenge,
             model_node: registration.model_node,
+            sealed: registration.sealed && bundle.is_some_and(|bundle| bundle.seals(SEAL_VERSION)),
         };
-        evaluate(&evidence, &self.policy(), Self::now_s())
-    }
-
-    /// Collateral is signed by Intel, so it does not matter who hands it over; the provider does.
-    async fn collateral(&self, answer: &Answer, url: &str) -> Option<Collateral> {
-        if QuoteBundle::parse(&answer.body).is_ok_and(|bundle| bundle.simulated) {
-            return None;
-        }
-        let url = join(url, "/v1/quote/collateral");
-        match self
-            .http
-            .get("quote collateral", &url, None, bundle::MAX_BODY_BYTES)
-            .await
-        {
-            Ok(answer) => parse_json("quote collateral", &answer.body).ok(),
-            Err(error) => {
-                tracing::debug!(%error, "the provider serves no collateral");
-                None
-            }
+        Judgement {
+            verdict: evaluate(&evidence, &policy, now_s),
+            collateral: found.collateral,
+            nonce,
         }
     }
 
@@ -291,15 +328,10 @@ impl Context {
                 format!("   ✅ Combined report saved to: {}", path.display()),
             );
         }
-        let mut verdict = self.judge(&answer, &registration).await;
-        let mut nonce = None;
-        // What fails already needs no fresh quote; a fresh one that fails counts.
-        if verdict.level != Level::Failed
-            && let Some((fresh, sent)) = self.judge_fresh(&registration).await
-        {
-            verdict = fresh;
-            nonce = Some(hex::encode(sent));
-        }
+        let now_s = self.options.verification_time_s.unwrap_or_else(Self::now_s);
+        let judgement = self.judge_latest(&answer, &registration, now_s).await;
+        let verdict = judgement.verdict;
+        let nonce = judgement.nonce.map(hex::encode);
         let passed = |id: CheckId| {
             verdict
                 .check(id)
@@ -354,6 +386,11 @@ impl Context {
             )?),
             None => None,
         };
+        if let (Some(folder), Some(collateral)) = (output_dir, &judgement.collateral) {
+            // With it the verification can be repeated at any time, without a network (`--collateral`).
+            let text = serde_json::to_vec(collateral).expect("collateral is plain data");
+            write_file(&report_path_of(folder, kind, "collateral.json"), &text)?;
+        }
         let (verdict_path, summary_path) = written.unzip();
         Ok(VerificationReport {
             provider,
@@ -421,14 +458,14 @@ fn refusal(provider: Address, verdict: &Verdict, requirement: Requirement) -> Er
 }
 
 fn write_report(folder: &Path, kind: ServiceKind, body: &[u8]) -> Result<PathBuf> {
-    let path = report_path(folder, kind, "attestation_report.json");
+    let path = report_path_of(folder, kind, "attestation_report.json");
     write_file(&path, body)?;
     Ok(path)
 }
 
 /// Where a file of a verification lies: the published clients' prefix tells the services apart, so that both fit into one
 /// folder.
-fn report_path(folder: &Path, kind: ServiceKind, name: &str) -> PathBuf {
+fn report_path_of(folder: &Path, kind: ServiceKind, name: &str) -> PathBuf {
     match kind {
         ServiceKind::FineTuning => folder.join(format!("fine_tuning_{name}")),
         ServiceKind::Inference => folder.join(name),
@@ -455,8 +492,8 @@ fn write_verdict(
         "verdict": verdict,
     });
     let (json_path, text_path) = (
-        report_path(folder, kind, "verdict.json"),
-        report_path(folder, kind, "report.md"),
+        report_path_of(folder, kind, "verdict.json"),
+        report_path_of(folder, kind, "report.md"),
     );
     let text = serde_json::to_vec_pretty(&document).expect("a verdict is plain data");
     write_file(&json_path, &text)?;
@@ -573,6 +610,7 @@ mod tests {
             signer: Address::ZERO,
             acknowledged: true,
             model_node: ModelNode::Same,
+            sealed: true,
         };
         let evidence = Evidence {
             body: b"{\"quote\": 1}",

@@ -97,10 +97,11 @@ impl FineTuning {
                 report.bytes >> 20
             )));
         }
-        let registration = self
+        let mut registration = self
             .context
             .registration(provider, ServiceKind::FineTuning)
             .await?;
+        registration.sealed = !options.plain;
         on_progress(Progress::step("verifying the provider"));
         let enclave = self
             .context

@@ -7,6 +7,7 @@
 mod chat;
 mod datasets;
 mod deliverables;
+mod hardware;
 mod lies;
 mod other_brokers;
 mod provider_quirks;

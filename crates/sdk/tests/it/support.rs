@@ -117,6 +117,7 @@ pub(crate) struct World {
     pub(crate) tee: Arc<Simulated>,
     provider_chain: ChainClient,
     rpc_url: String,
+    url: String,
     script: Arc<Mutex<Script>>,
     requests: Arc<Mutex<Vec<Request>>>,
     _chain: DevChain,
@@ -173,6 +174,7 @@ impl World {
             tee,
             provider_chain,
             rpc_url,
+            url,
             script,
             requests,
             _chain: chain,
@@ -180,6 +182,16 @@ impl World {
         };
         world.answer(|_| None);
         world
+    }
+
+    /// Base URL of the scripted provider.
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// What the user's broker is made from.
+    pub(crate) fn options(&self) -> BrokerOptions {
+        options(&self.rpc_url, "devnet", self.user.clone(), None)
     }
 
     /// The same user on a network that is not called devnet, so that simulated enclaves are refused.
@@ -332,6 +344,17 @@ async fn connect(
     user: SecretKey,
     answer_timeout: Option<std::time::Duration>,
 ) -> Broker {
+    Broker::connect(options(rpc_url, name, user, answer_timeout))
+        .await
+        .unwrap()
+}
+
+fn options(
+    rpc_url: &str,
+    name: &str,
+    user: SecretKey,
+    answer_timeout: Option<std::time::Duration>,
+) -> BrokerOptions {
     let mut network = NetworkSettings::by_name("devnet").unwrap();
     network.name = name.to_owned();
     network.rpc_url = rpc_url.to_owned();
@@ -341,7 +364,9 @@ async fn connect(
     options.poll_interval = Some(std::time::Duration::from_millis(5));
     options.answer_timeout = answer_timeout;
     options.hub_url = None;
-    Broker::connect(options).await.unwrap()
+    // Nobody outside this machine is asked.
+    options.collateral.services.clear();
+    options
 }
 
 fn inference_offer(url: &str, signer: Address, additional_info: &str) -> inference::ServiceParams {

@@ -125,6 +125,8 @@ async def create_async_broker(
     gas_price: int | None = None,
     max_gas_price: int | None = None,
     require_verified: bool = False,
+    policy_file: Path | None = None,
+    collateral_file: Path | None = None,
     cache_dir: Path | None = None,
     tokenizer_dir: Path | None = None,
     poll_interval_seconds: float | None = None,
@@ -142,7 +144,9 @@ async def create_async_broker(
         storage_indexer_url: Another storage indexer.
         gas_price, max_gas_price: In wei, for every transaction.
         require_verified: Insist on every check of an enclave, instead of on none having failed.
-        cache_dir: Where tokenizers are kept.
+        policy_file: What counts as a passed check of an enclave, as TOML or JSON (``docs/security.md``).
+        collateral_file: Collateral for quotes, as a verification writes it; nobody is asked for any then.
+        cache_dir: Where tokenizers and collateral are kept.
         tokenizer_dir: A folder with ``tokenizer.json``, used before all other sources.
         poll_interval_seconds: Pause between two looks at a task or adapter.
 
@@ -165,6 +169,8 @@ async def create_async_broker(
                 "gas_price": given.optional_wei("gas_price", gas_price),
                 "max_gas_price": given.optional_wei("max_gas_price", max_gas_price),
                 "require_verified": given.boolean("require_verified", require_verified),
+                "policy_file": given.optional_path("policy_file", policy_file),
+                "collateral_file": given.optional_path("collateral_file", collateral_file),
                 "cache_dir": given.optional_path("cache_dir", cache_dir),
                 "tokenizer_dir": given.optional_path("tokenizer_dir", tokenizer_dir),
                 "poll_interval_s": given.optional_seconds("poll_interval_seconds", poll_interval_seconds),
@@ -179,6 +185,8 @@ async def create_async_read_only_broker(
     rpc_url: str | None = None,
     *,
     storage_indexer_url: str | None = None,
+    policy_file: Path | None = None,
+    collateral_file: Path | None = None,
     cache_dir: Path | None = None,
 ) -> AsyncBroker:
     """Connects to a network without a wallet: for discovery, prices and verification.
@@ -194,6 +202,8 @@ async def create_async_read_only_broker(
                 "network": given.optional_text("network", network),
                 "rpc_url": given.optional_text("rpc_url", rpc_url),
                 "storage_indexer_url": given.optional_text("storage_indexer_url", storage_indexer_url),
+                "policy_file": given.optional_path("policy_file", policy_file),
+                "collateral_file": given.optional_path("collateral_file", collateral_file),
                 "cache_dir": given.optional_path("cache_dir", cache_dir),
                 "require_verified": False,
             },
@@ -230,6 +240,8 @@ _OPTIONS = (
     "gas_price",
     "max_gas_price",
     "require_verified",
+    "policy_file",
+    "collateral_file",
     "cache_dir",
     "tokenizer_dir",
     "poll_interval_s",
