@@ -4,13 +4,13 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    body::Bytes,
-    extract::{DefaultBodyLimit, State},
-    http::{StatusCode, header},
+    body::{Bytes, HttpBody as _},
+    extract::{DefaultBodyLimit, FromRequest, Request as HttpRequest, State},
+    http::{HeaderValue, Method, StatusCode, Uri, header},
     response::{IntoResponse, Response},
     routing::post,
 };
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json, value::RawValue};
 use tokio::{
     net::TcpListener,
@@ -20,6 +20,10 @@ use tokio::{
 
 use crate::{Error, RpcError, rpc::Service};
 
+/// JSON-RPC: the body is no JSON.
+const PARSE_ERROR: i64 = -32_700;
+/// JSON-RPC: JSON, but no request.
+const INVALID_REQUEST: i64 = -32_600;
 /// Requests that execute at the same time; the others wait. Execution is CPU work and mostly under one lock.
 const CONCURRENT_REQUESTS: usize = 32;
 /// Methods that take microseconds, and a transaction, which clients send one at a time.
@@ -87,7 +91,8 @@ pub(crate) fn serve(service: Arc<Service>, listener: TcpListener) -> Result<Serv
         permits: Arc::new(Semaphore::new(CONCURRENT_REQUESTS)),
     };
     let router = Router::new()
-        .route("/", post(answer))
+        .route("/", post(answer).fallback(only_post))
+        .fallback(no_route)
         .layer(body_limit)
         .with_state(front);
     let (stop, stopped) = oneshot::channel::<()>();
@@ -107,9 +112,28 @@ pub(crate) fn serve(service: Arc<Service>, listener: TcpListener) -> Result<Serv
     })
 }
 
-async fn answer(State(front): State<Front>, body: Bytes) -> Response {
+async fn answer(State(front): State<Front>, request: HttpRequest) -> Response {
+    let limit = front.service.limits.request_bytes;
+    let too_long = || {
+        let text = format!("the body exceeds {limit} bytes; send fewer requests at once");
+        let error = RpcError::new(INVALID_REQUEST, text);
+        refused(StatusCode::PAYLOAD_TOO_LARGE, error)
+    };
+    // What says beforehand that it is too long is not read.
+    if request.body().size_hint().lower() > limit as u64 {
+        return too_long();
+    }
+    let body = match Bytes::from_request(request, &()).await {
+        Ok(body) => body,
+        Err(error) if error.status() == StatusCode::PAYLOAD_TOO_LARGE => return too_long(),
+        Err(error) => {
+            let text = "parse error: the body ended before its announced length; send it again";
+            return refused(error.status(), RpcError::new(PARSE_ERROR, text));
+        }
+    };
     let Ok(_permit) = front.permits.acquire().await else {
-        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+        let text = "the chain is stopping; ask again later";
+        return refused(StatusCode::SERVICE_UNAVAILABLE, RpcError::server(text));
     };
     let answered = if is_brief(&front.service, &body) {
         Ok(respond(&front.service, &body))
@@ -120,8 +144,32 @@ async fn answer(State(front): State<Front>, body: Bytes) -> Response {
         Ok(Some(text)) => ([(header::CONTENT_TYPE, "application/json")], text).into_response(),
         // Only notifications, which are not answered.
         Ok(None) => StatusCode::NO_CONTENT.into_response(),
-        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        Err(_) => {
+            let error = RpcError::new(-32603, "the call failed inside the chain; see its log");
+            refused(StatusCode::INTERNAL_SERVER_ERROR, error)
+        }
     }
+}
+
+/// What HTTP itself refuses, still as an answer that a JSON-RPC client reads.
+fn refused(status: StatusCode, error: RpcError) -> Response {
+    let json = [(header::CONTENT_TYPE, "application/json")];
+    (status, json, response("null", Err(error))).into_response()
+}
+
+async fn only_post(method: Method) -> Response {
+    let text = format!("calls are sent with POST, not {method}");
+    let error = RpcError::new(INVALID_REQUEST, text);
+    let mut response = refused(StatusCode::METHOD_NOT_ALLOWED, error);
+    let allowed = HeaderValue::from_static("POST");
+    response.headers_mut().insert(header::ALLOW, allowed);
+    response
+}
+
+async fn no_route(uri: Uri) -> Response {
+    let text = format!("there is no route {}; calls are sent to /", uri.path());
+    let error = RpcError::new(INVALID_REQUEST, text);
+    refused(StatusCode::NOT_FOUND, error)
 }
 
 /// Whether a request is answered sooner than another thread would begin with it: a look-up or one transaction, while
@@ -151,7 +199,10 @@ fn respond(service: &Service, body: &[u8]) -> Option<String> {
         Err(error) => return Some(parse_error(&error)),
     };
     if requests.is_empty() {
-        return Some(response("null", Err(RpcError::new(-32600, "empty batch"))));
+        return Some(response(
+            "null",
+            Err(RpcError::new(INVALID_REQUEST, "empty batch")),
+        ));
     }
     if requests.len() > service.limits.batch_requests {
         let limit = service.limits.batch_requests;
@@ -183,11 +234,17 @@ fn respond(service: &Service, body: &[u8]) -> Option<String> {
 
 #[derive(Deserialize)]
 struct Request<'a> {
-    #[serde(borrow, default)]
+    /// A notification has none. `null` is an id, if an odd one.
+    #[serde(borrow, default, deserialize_with = "present")]
     id: Option<&'a RawValue>,
     method: String,
     #[serde(default)]
     params: Value,
+}
+
+/// An optional member that is there, `null` included.
+fn present<'a, D: Deserializer<'a>>(deserializer: D) -> Result<Option<&'a RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
 }
 
 fn respond_to_one(service: &Service, request: &RawValue) -> Option<String> {
@@ -196,7 +253,10 @@ fn respond_to_one(service: &Service, request: &RawValue) -> Option<String> {
         Err(error) => {
             return Some(response(
                 "null",
-                Err(RpcError::new(-32600, format!("invalid request: {error}"))),
+                Err(RpcError::new(
+                    INVALID_REQUEST,
+                    format!("invalid request: {error}"),
+                )),
             ));
         }
     };
@@ -223,7 +283,7 @@ fn id_of(request: &RawValue) -> Option<&str> {
 fn parse_error(error: &serde_json::Error) -> String {
     response(
         "null",
-        Err(RpcError::new(-32700, format!("parse error: {error}"))),
+        Err(RpcError::new(PARSE_ERROR, format!("parse error: {error}"))),
     )
 }
 

@@ -67,9 +67,13 @@ async fn batches_keep_order_and_ids_and_isolate_failures() {
         (&answers[2]["id"], &answers[2]["error"]["code"]),
         (&json!(null), &json!(-32600))
     );
-    assert_eq!(answers[3]["error"]["code"], -32602, "{}", answers[3]);
-    // A null id is not told apart from an absent one: neither is answered.
-    assert_eq!((answers.len(), &answers[3]["id"]), (4, &json!(4)));
+    // A null id is an id; only a request without one is not answered.
+    assert_eq!(
+        answers[3],
+        json!({"jsonrpc": "2.0", "id": null, "result": "0x0"})
+    );
+    assert_eq!(answers[4]["error"]["code"], -32602, "{}", answers[4]);
+    assert_eq!((answers.len(), &answers[4]["id"]), (5, &json!(4)));
 }
 
 #[tokio::test]
@@ -91,6 +95,15 @@ async fn malformed_bodies_get_error_objects() {
         .post(r#"{"jsonrpc":"2.0","method":"eth_chainId"}"#)
         .await;
     assert_eq!(notification.status(), 204);
+    let odd = node
+        .post(r#"{"jsonrpc":"2.0","id":null,"method":"eth_chainId"}"#)
+        .await;
+    assert_eq!(odd.status(), 200);
+    let answer: Value = odd.json().await.unwrap();
+    assert_eq!(
+        answer,
+        json!({"jsonrpc": "2.0", "id": null, "result": "0x7a69"})
+    );
 }
 
 #[tokio::test]

@@ -8,9 +8,12 @@ use std::{
 use alloy_primitives::B256;
 use axum::{
     Json, Router,
-    body::Body,
-    extract::{Path, Query, State},
-    http::{HeaderValue, StatusCode, header},
+    body::{Body, Bytes, HttpBody as _},
+    extract::{
+        DefaultBodyLimit, FromRequest, Path, Query, Request as HttpRequest, State,
+        rejection::{PathRejection, QueryRejection},
+    },
+    http::{HeaderValue, Method, StatusCode, Uri, header},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -62,11 +65,13 @@ pub(super) async fn serve(
         permits: Arc::new(Semaphore::new(CONCURRENT_REQUESTS)),
     };
     let router = Router::new()
-        .route("/", post(answer))
-        .route("/file", get(plain_file))
-        .route("/file/info/{id}", get(plain_info))
-        .route("/files/info", get(plain_infos))
-        .route("/node/status", get(plain_status))
+        .route("/", post(answer).fallback(only_post))
+        .route("/file", get(plain_file).fallback(only_get))
+        .route("/file/info/{id}", get(plain_info).fallback(only_get))
+        .route("/files/info", get(plain_infos).fallback(only_get))
+        .route("/node/status", get(plain_status).fallback(only_get))
+        .fallback(no_route)
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(front);
     let until_stopped = async move {
         // An error means that the handle was dropped, which is a stop as well.
@@ -103,6 +108,24 @@ impl Refusal {
         Self {
             code: -32_602,
             message: format!("Invalid params: {name}"),
+            data: Some(data.into()),
+        }
+    }
+
+    /// The body is no JSON.
+    fn unreadable(data: impl Into<String>) -> Self {
+        Self {
+            code: -32_700,
+            message: "Parse error".to_owned(),
+            data: Some(data.into()),
+        }
+    }
+
+    /// The request as a whole is not one that the node takes.
+    fn request(data: impl Into<String>) -> Self {
+        Self {
+            code: -32_600,
+            message: "Invalid Request".to_owned(),
             data: Some(data.into()),
         }
     }
@@ -145,21 +168,57 @@ struct Request<'a> {
     params: Option<&'a RawValue>,
 }
 
-async fn answer(State(front): State<Front>, body: Body) -> Response {
+async fn answer(State(front): State<Front>, request: HttpRequest) -> Response {
+    // What says beforehand that it is too long is not read.
+    if request.body().size_hint().lower() > MAX_BODY_BYTES as u64 {
+        return too_long();
+    }
     let Ok(_permit) = front.permits.acquire().await else {
-        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+        let refusal = Refusal::internal("the node is stopping; ask again later");
+        return refused(StatusCode::SERVICE_UNAVAILABLE, refusal);
     };
-    let body = match tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(body, MAX_BODY_BYTES))
-        .await
-    {
+    let body = match tokio::time::timeout(BODY_TIMEOUT, Bytes::from_request(request, &())).await {
         Ok(Ok(body)) => body,
-        Ok(Err(_)) => return StatusCode::PAYLOAD_TOO_LARGE.into_response(),
-        Err(_) => return StatusCode::REQUEST_TIMEOUT.into_response(),
+        Ok(Err(error)) if error.status() == StatusCode::PAYLOAD_TOO_LARGE => {
+            return too_long();
+        }
+        Ok(Err(error)) => {
+            let reason = "the body ended before its announced length; send it again";
+            return refused(error.status(), Refusal::unreadable(reason));
+        }
+        Err(_) => {
+            let seconds = BODY_TIMEOUT.as_secs();
+            let reason = format!("the body did not arrive within {seconds} s; send it again");
+            return refused(StatusCode::REQUEST_TIMEOUT, Refusal::request(reason));
+        }
     };
     match tokio::task::spawn_blocking(move || respond(&front.shared, &body)).await {
         Ok(text) => ([(header::CONTENT_TYPE, "application/json")], text).into_response(),
-        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        Err(_) => {
+            let refusal = Refusal::internal("the call failed inside the node; see its log");
+            refused(StatusCode::INTERNAL_SERVER_ERROR, refusal)
+        }
     }
+}
+
+fn too_long() -> Response {
+    let reason = format!("the body exceeds {MAX_BODY_BYTES} bytes; send fewer segments");
+    refused(StatusCode::PAYLOAD_TOO_LARGE, Refusal::request(reason))
+}
+
+/// What HTTP itself refuses, still as an answer that a JSON-RPC client reads.
+fn refused(status: StatusCode, refusal: Refusal) -> Response {
+    let text = envelope_of(Err(refusal), "null");
+    let json = [(header::CONTENT_TYPE, "application/json")];
+    (status, json, text).into_response()
+}
+
+async fn only_post(method: Method) -> Response {
+    let refusal = Refusal::request(format!("calls are sent with POST, not {method}"));
+    let mut response = refused(StatusCode::METHOD_NOT_ALLOWED, refusal);
+    let allowed = HeaderValue::from_static("POST");
+    response.headers_mut().insert(header::ALLOW, allowed);
+    response
 }
 
 fn respond(shared: &Arc<Shared>, body: &[u8]) -> String {
@@ -171,15 +230,13 @@ fn respond(shared: &Arc<Shared>, body: &[u8]) -> String {
                 call(shared, &request.method, parameters),
             )
         }
-        Err(error) => {
-            let refusal = Refusal {
-                code: -32_700,
-                message: "Parse error".to_owned(),
-                data: Some(error.to_string()),
-            };
-            ("null", Err(refusal))
-        }
+        Err(error) => ("null", Err(Refusal::unreadable(error.to_string()))),
     };
+    envelope_of(result, id)
+}
+
+/// `id` is JSON text, sent back as it came.
+fn envelope_of(result: Result<String, Refusal>, id: &str) -> String {
     match result {
         Ok(value) => format!(r#"{{"jsonrpc":"2.0","result":{value},"id":{id}}}"#),
         Err(Refusal {
@@ -594,6 +651,23 @@ fn invalid_parameter(what: &str) -> Response {
     envelope(1, "Invalid parameter", what)
 }
 
+async fn only_get(method: Method) -> Response {
+    let mut response = invalid_parameter(&format!("this route is read with GET, not {method}"));
+    *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+    let allowed = HeaderValue::from_static("GET, HEAD");
+    response.headers_mut().insert(header::ALLOW, allowed);
+    response
+}
+
+async fn no_route(uri: Uri) -> Response {
+    const ROUTES: &str =
+        "POST / for calls, GET /file, /file/info/{id}, /files/info or /node/status";
+    let what = format!("there is no route {}; there are {ROUTES}", uri.path());
+    let mut response = envelope(101, "Route not found", what);
+    *response.status_mut() = StatusCode::NOT_FOUND;
+    response
+}
+
 fn not_found() -> Response {
     envelope(101, "File not found", Value::Null)
 }
@@ -601,16 +675,39 @@ fn not_found() -> Response {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct FileQuery {
-    root: Option<B256>,
-    tx_seq: Option<u64>,
+    root: Option<String>,
+    tx_seq: Option<String>,
     name: Option<String>,
 }
 
-async fn plain_file(State(front): State<Front>, Query(query): Query<FileQuery>) -> Response {
-    let file = match (query.root, query.tx_seq) {
-        (Some(root), None) => SequenceOrRoot::Root(root),
-        (None, Some(sequence)) => SequenceOrRoot::Sequence(sequence),
-        _ => return invalid_parameter("either root or txSeq is needed"),
+impl FileQuery {
+    /// The file that is asked for; what is wrong with the query otherwise.
+    fn file(&self) -> Result<SequenceOrRoot, &'static str> {
+        match (&self.root, &self.tx_seq) {
+            (Some(root), None) => root
+                .parse()
+                .map(SequenceOrRoot::Root)
+                .map_err(|_| "root must be 0x and 64 hexadecimal digits"),
+            (None, Some(sequence)) => sequence
+                .parse()
+                .map(SequenceOrRoot::Sequence)
+                .map_err(|_| "txSeq must be a whole number from 0"),
+            _ => Err("either root or txSeq is needed"),
+        }
+    }
+}
+
+async fn plain_file(
+    State(front): State<Front>,
+    query: Result<Query<FileQuery>, QueryRejection>,
+) -> Response {
+    let query = match query {
+        Ok(Query(query)) => query,
+        Err(error) => return invalid_parameter(&error.body_text()),
+    };
+    let file = match query.file() {
+        Ok(file) => file,
+        Err(what) => return invalid_parameter(what),
     };
     let Some(submission) = front.shared.find(file) else {
         return not_found();
@@ -668,8 +765,11 @@ async fn next_segment(
     Ok(Some((data, (shared, submission, index + 1))))
 }
 
-async fn plain_info(State(front): State<Front>, Path(id): Path<String>) -> Response {
-    match parse_id(&id) {
+async fn plain_info(
+    State(front): State<Front>,
+    id: Result<Path<String>, PathRejection>,
+) -> Response {
+    match id.ok().and_then(|Path(id)| parse_id(&id)) {
         Some(file) => match front.shared.find(file) {
             Some(submission) => success(front.shared.info(&submission)),
             None => not_found(),
@@ -684,8 +784,15 @@ struct InfosQuery {
 }
 
 /// Several files, their ids separated by commas.
-async fn plain_infos(State(front): State<Front>, Query(query): Query<InfosQuery>) -> Response {
+async fn plain_infos(
+    State(front): State<Front>,
+    query: Result<Query<InfosQuery>, QueryRejection>,
+) -> Response {
     const MAX_IDS: usize = 100;
+    let query = match query {
+        Ok(Query(query)) => query,
+        Err(error) => return invalid_parameter(&error.body_text()),
+    };
     let ids: Option<Vec<SequenceOrRoot>> = query
         .cid
         .as_deref()

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "test helpers fail by panicking")]
 
+mod abuse;
 mod download;
 mod node;
 mod support;
