@@ -207,7 +207,11 @@ fn unsatisfied_total(response: &reqwest::Response) -> Option<u64> {
 
 /// Gives a checked file its name: sync, rename, sync of the folder.
 pub(crate) fn publish(temporary: &Path, destination: &Path) -> Result<()> {
-    let synced = std::fs::File::open(temporary).and_then(|file| file.sync_all());
+    // Windows syncs only what is open for writing.
+    let synced = std::fs::OpenOptions::new()
+        .write(true)
+        .open(temporary)
+        .and_then(|file| file.sync_all());
     synced.map_err(|error| Error::file("write", temporary, error))?;
     std::fs::rename(temporary, destination)
         .map_err(|error| Error::file("write", destination, error))?;

@@ -12,7 +12,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Write},
+    io::{self, Read, Seek, Write},
     path::Path,
 };
 
@@ -189,11 +189,26 @@ fn shared_key(own: &SecretKey, other: &PublicKey) -> FileKey {
 ///
 /// [`Error::NotEncrypted`] when the object has no header that the key fits; [`Error::File`].
 pub fn decrypt_file(object: &Path, plain: &mut File, key: &Decryption) -> Result<u64, Error> {
+    let reader = File::open(object).map_err(|source| Error::File {
+        path: object.to_owned(),
+        source,
+    })?;
+    decrypt_open_file(reader, object, plain, key)
+}
+
+/// As [`decrypt_file`], from the beginning of a file that is open. Where a lock binds everybody, as on Windows, a file
+/// that this process has locked is readable through the handle that holds the lock alone.
+pub(crate) fn decrypt_open_file(
+    mut reader: File,
+    object: &Path,
+    plain: &mut File,
+    key: &Decryption,
+) -> Result<u64, Error> {
     let failed = |source| Error::File {
         path: object.to_owned(),
         source,
     };
-    let mut reader = File::open(object).map_err(failed)?;
+    reader.rewind().map_err(failed)?;
     let mut beginning = Vec::new();
     Read::by_ref(&mut reader)
         .take(MAX_HEADER_BYTES as u64)

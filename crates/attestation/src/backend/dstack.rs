@@ -1,11 +1,11 @@
 //! TDX under dstack: quotes and keys from the guest agent's Unix socket.
 //!
-//! The calls and answers are tested against a scripted socket; the agent itself runs only inside a dstack guest.
+//! The calls and answers are tested against a scripted socket; the agent itself runs only inside a dstack guest. On
+//! systems without Unix sockets every call is an error of kind [`io::ErrorKind::Unsupported`]: clients, which verify
+//! quotes and make none, are built there too.
 
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -23,9 +23,11 @@ pub const SOCKET_PATHS: [&str; 4] = [
 ];
 
 /// Longest answer that is read, in bytes.
+#[cfg(unix)]
 const MAX_ANSWER_BYTES: u64 = 5_000_000;
 /// Making a quote takes the agent well under a second; a minute means that it hangs.
-const TIMEOUT: Duration = Duration::from_secs(60);
+#[cfg(unix)]
+const TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// The guest agent behind one socket.
 #[derive(Debug, Clone)]
@@ -75,31 +77,16 @@ impl DstackBackend {
         method: &'static str,
         request: &Value,
     ) -> Result<T, BackendError> {
-        let unavailable = |source| BackendError::Unavailable {
-            path: self.socket.clone(),
-            source,
-        };
-        let mut stream = UnixStream::connect(&self.socket).map_err(unavailable)?;
-        stream
-            .set_read_timeout(Some(TIMEOUT))
-            .map_err(unavailable)?;
-        stream
-            .set_write_timeout(Some(TIMEOUT))
-            .map_err(unavailable)?;
         let body = request.to_string();
-        let head = format!(
-            "POST /{method} HTTP/1.1\r\nHost: dstack\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        let request = format!(
+            "POST /{method} HTTP/1.1\r\nHost: dstack\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
             body.len()
         );
-        stream
-            .write_all(head.as_bytes())
-            .and_then(|()| stream.write_all(body.as_bytes()))
-            .map_err(unavailable)?;
-        let mut answer = Zeroizing::new(Vec::new());
-        stream
-            .take(MAX_ANSWER_BYTES)
-            .read_to_end(&mut answer)
-            .map_err(unavailable)?;
+        let answer =
+            exchange(&self.socket, &request).map_err(|source| BackendError::Unavailable {
+                path: self.socket.clone(),
+                source,
+            })?;
         let (status, payload) = split_http(&answer).ok_or_else(|| BackendError::BadAnswer {
             method,
             reason: "not an HTTP response".into(),
@@ -172,6 +159,28 @@ impl TeeBackend for DstackBackend {
     }
 }
 
+/// Sends a request to a Unix socket and reads until the agent closes it.
+#[cfg(unix)]
+fn exchange(socket: &Path, request: &str) -> io::Result<Zeroizing<Vec<u8>>> {
+    use std::io::{Read, Write};
+
+    let mut stream = std::os::unix::net::UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
+    stream.write_all(request.as_bytes())?;
+    let mut answer = Zeroizing::new(Vec::new());
+    stream.take(MAX_ANSWER_BYTES).read_to_end(&mut answer)?;
+    Ok(answer)
+}
+
+#[cfg(not(unix))]
+fn exchange(_: &Path, _: &str) -> io::Result<Zeroizing<Vec<u8>>> {
+    Err(io::Error::new(
+        io::ErrorKind::Unsupported,
+        "this system has no Unix sockets; run the provider inside a dstack TDX guest on Linux",
+    ))
+}
+
 /// Splits an HTTP/1.1 response into status and body, undoing the chunked transfer coding.
 fn split_http(answer: &[u8]) -> Option<(u16, Vec<u8>)> {
     let end = answer.windows(4).position(|window| window == b"\r\n\r\n")?;
@@ -212,11 +221,11 @@ fn join_chunks(mut rest: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, unix))]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use std::io::{BufRead, BufReader};
+    use std::io::{BufRead, BufReader, Read, Write};
     use std::os::unix::net::UnixListener;
 
     /// Serves the given answers in order and returns the request lines and bodies it saw.

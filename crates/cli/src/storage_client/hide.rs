@@ -2,13 +2,16 @@
 //!
 //! The published SDKs pass the wallet key as an argument, where every user of the machine can read it while the program
 //! runs. So it starts itself again in the same process, with stars in its place, and hands itself the true arguments
-//! through a pipe on standard input, which those SDKs leave unused.
+//! through a pipe on standard input, which those SDKs leave unused. Only Unix can replace a process by itself; on other
+//! systems the key stays visible, so `--key-file` and the variable are better there.
 
 use std::ffi::OsString;
 
 /// Flags whose values nobody else should see.
+#[cfg(any(unix, test))]
 const SECRET_FLAGS: [&str; 3] = ["--key", "--private-key", "--encryption-key"];
 /// What is seen instead.
+#[cfg(any(unix, test))]
 const STARS: &str = "***";
 
 /// The true arguments of this process, the program's name first.
@@ -21,6 +24,7 @@ pub(super) fn arguments() -> Vec<OsString> {
 }
 
 /// The arguments with stars in place of secrets; `None` when there are none.
+#[cfg(any(unix, test))]
 fn starred(arguments: &[OsString]) -> Option<Vec<OsString>> {
     let mut found = false;
     let mut is_secret = false;

@@ -16,7 +16,7 @@ use super::{Client, Patience, Peer, Phase, Progress, ProgressCallback, upload::b
 use crate::{
     CallError, Content, Decryption, Error, FileShape, FileTree,
     content::{sync_directory, write_all_at},
-    decrypt_file,
+    encryption::decrypt_open_file,
     merkle::{
         InvalidSegment, SEGMENT_BYTES, SEGMENT_SECTORS, check_segment, root_of_file, root_of_nodes,
     },
@@ -38,6 +38,9 @@ pub struct DownloadOptions {
     pub size: Option<u64>,
     /// Decrypt what was fetched.
     pub decryption: Option<Decryption>,
+    /// Replace a file of other content at the target, once the fetched one is verified and on the disk. Without it such
+    /// a target is an error.
+    pub replace: bool,
 }
 
 /// A fetched file.
@@ -53,7 +56,8 @@ impl Client {
     /// Fetches the file with this root to `destination`.
     ///
     /// Data goes to a hidden partial file beside the target, which a later attempt continues; the target appears only
-    /// when it is complete, verified and on the disk. A target that already has this root is left as it is.
+    /// when it is complete, verified and on the disk. A target that already has this root is left as it is; one of other
+    /// content is an error, or replaced at the very end with [`DownloadOptions::replace`].
     ///
     /// # Errors
     ///
@@ -85,7 +89,7 @@ impl Client {
         let is_plain = options.decryption.is_none();
         // One file that is there already is recognised without asking anybody.
         if let ([root], true) = (roots, is_plain)
-            && let Some(size) = existing(destination, *root, options.size).await?
+            && let Some(size) = existing(destination, *root, options).await?
         {
             return Ok(DownloadOutcome {
                 size,
@@ -107,16 +111,17 @@ impl Client {
         }
         if destination.exists() {
             let same = is_plain && plans.has_content_of(destination).await?;
-            return if same {
-                Ok(DownloadOutcome {
+            if same {
+                return Ok(DownloadOutcome {
                     size: plans.length,
                     resumed_bytes: plans.length,
-                })
-            } else {
-                Err(Error::DestinationExists {
+                });
+            }
+            if !(options.replace && destination.is_file()) {
+                return Err(Error::DestinationExists {
                     path: destination.to_owned(),
-                })
-            };
+                });
+            }
         }
         let partial = Partial::open(destination, &plans)?;
         let resumed_bytes = partial.complete_bytes;
@@ -457,9 +462,13 @@ fn first_mismatch(
     Ok(None)
 }
 
-/// The size of the target if it already has the root.
-async fn existing(destination: &Path, root: B256, size: Option<u64>) -> Result<Option<u64>, Error> {
-    let path = destination.to_owned();
+/// The size of the target if it already has the root; `None` when it is absent or may be replaced.
+async fn existing(
+    destination: &Path,
+    root: B256,
+    options: &DownloadOptions,
+) -> Result<Option<u64>, Error> {
+    let (path, size, replace) = (destination.to_owned(), options.size, options.replace);
     blocking(move || {
         let metadata = match fs::metadata(&path) {
             Ok(metadata) => metadata,
@@ -472,6 +481,8 @@ async fn existing(destination: &Path, root: B256, size: Option<u64>) -> Result<O
             && root_of_file(&path)? == root;
         if same {
             Ok(Some(metadata.len()))
+        } else if replace && metadata.is_file() {
+            Ok(None)
         } else {
             Err(Error::DestinationExists { path })
         }
@@ -594,7 +605,7 @@ impl Partial {
                 self.file.sync_all().map_err(failed)?;
             }
             // Linking instead of renaming would not replace a file that appeared meanwhile, but not every file system
-            // can link; the target was absent when the download began.
+            // can link; when the download began, the target was absent or to be replaced.
             fs::rename(&complete, &self.destination).map_err(failed)?;
             if complete != self.path {
                 fs::remove_file(&self.path).map_err(failed)?;
@@ -618,7 +629,11 @@ impl Partial {
         };
         let decrypt = || {
             let mut plain = File::create(&path).map_err(failed)?;
-            decrypt_file(&self.path, &mut plain, key)?;
+            let object = self.file.try_clone().map_err(|source| Error::File {
+                path: self.path.clone(),
+                source,
+            })?;
+            decrypt_open_file(object, &self.path, &mut plain, key)?;
             plain
                 .flush()
                 .and_then(|()| plain.sync_all())

@@ -11,7 +11,7 @@ use std::{
 use alloy_primitives::{Address, B256, Bytes, U256};
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
+use crate::{Error, content::sync_directory};
 
 /// What identifies a paid submission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -167,7 +167,7 @@ fn write(path: &Path, entry: &Entry) -> std::io::Result<()> {
     file.sync_all()?;
     fs::rename(&temporary, path)?;
     if let Some(directory) = path.parent() {
-        File::open(directory)?.sync_all()?;
+        sync_directory(directory)?;
     }
     Ok(())
 }
