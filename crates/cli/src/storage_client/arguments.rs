@@ -198,6 +198,12 @@ pub(super) struct Download {
     /// That wallet key. Better: the variable ZG_PRIVATE_KEY.
     #[arg(long, value_name = "HEX")]
     pub(super) private_key: Option<Secret>,
+    /// Accepted for compatibility: a paid cache is never asked, the nodes have the file.
+    #[arg(long, value_name = "URL")]
+    pub(super) hot_router: Option<String>,
+    /// Accepted for compatibility: only payments to that cache are bound to a chain.
+    #[arg(long, value_name = "ID")]
+    pub(super) chain_id: Option<u64>,
 }
 
 /// A secret from the command line; it never prints.
@@ -344,6 +350,111 @@ mod tests {
         match download.unwrap().command {
             Some(Command::Download(download)) => assert_eq!(download.roots.len(), 2),
             other => panic!("{other:?}"),
+        }
+    }
+
+    /// Every flag that the original has, with a value of its kind. `Bool` is a switch in all its spellings.
+    #[test]
+    fn every_flag_of_the_original_is_understood() {
+        enum Kind {
+            Value(&'static str),
+            Bool,
+        }
+        use Kind::{Bool, Value};
+        const KEY: &str = "0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80";
+        const ADDRESS: &str = "0xf39Fd6e51aad88F6F4ce6aB8827279cffFb92266";
+        const ROOT: &str = "0x71bfab3b73c19ec6548f3e1dcc56d9a8c7c66b51b71e4dbbfb1fc0e0bf2826ba";
+        let global = [
+            ("--gas-limit", Value("200000")),
+            ("--gas-price", Value("7")),
+            ("--log-color-disabled", Bool),
+            ("--log-level", Value("debug")),
+            ("--rpc-retry-count", Value("5")),
+            ("--rpc-retry-interval", Value("5s")),
+            ("--rpc-timeout", Value("30s")),
+            ("--web3-log-enabled", Bool),
+        ];
+        let upload = [
+            ("--url", Value("http://a")),
+            ("--key", Value(KEY)),
+            ("--file", Value("f")),
+            ("--indexer", Value("http://b")),
+            ("--tags", Value("0x00ff")),
+            ("--submitter", Value(ADDRESS)),
+            ("--expected-replica", Value("1")),
+            ("--skip-tx", Bool),
+            ("--finality-required", Bool),
+            ("--task-size", Value("10")),
+            ("--fast-mode", Bool),
+            ("--fragment-size", Value("4294967296")),
+            ("--batch-size", Value("10")),
+            ("--routines", Value("8")),
+            ("--max-gas-price", Value("9")),
+            ("--n-retries", Value("3")),
+            ("--step", Value("15")),
+            ("--method", Value("min")),
+            ("--full-trusted", Bool),
+            ("--timeout", Value("10m")),
+            ("--nonce", Value("7")),
+            ("--fee", Value("0.25")),
+            ("--flow-address", Value(ADDRESS)),
+            ("--market-address", Value(ADDRESS)),
+            ("--encrypt", Bool),
+        ];
+        let download = [
+            ("--file", Value("f")),
+            ("--roots", Value(ROOT)),
+            ("--indexer", Value("http://b")),
+            ("--proof", Bool),
+            ("--routines", Value("8")),
+            ("--timeout", Value("10m")),
+            ("--decrypt", Bool),
+            ("--private-key", Value(KEY)),
+            ("--hot-router", Value("http://c")),
+            ("--chain-id", Value("16602")),
+        ];
+        // Flags that exclude one of those above, on their own.
+        let apart = [
+            ["upload", "--file=f", "--node=http://b,http://c"].as_slice(),
+            &["upload", "--file=f", "--encryption-key", KEY],
+            &["download", "--file=f", "--root", ROOT, "--node=http://b"],
+            &[
+                "download",
+                "--file=f",
+                "--root",
+                ROOT,
+                "--encryption-key",
+                KEY,
+            ],
+        ];
+        let parse = |arguments: &[String]| {
+            let all = std::iter::once("0g-storage-client".to_owned()).chain(arguments.to_vec());
+            Arguments::try_parse_from(all).unwrap_or_else(|error| panic!("{arguments:?}: {error}"))
+        };
+        for (command, flags) in [("upload", &upload[..]), ("download", &download[..])] {
+            let (mut spaced, mut joined) = (vec![command.to_owned()], vec![command.to_owned()]);
+            for (flag, kind) in global.iter().chain(flags) {
+                match kind {
+                    Value(value) => {
+                        spaced.extend([(*flag).to_owned(), (*value).to_owned()]);
+                        joined.push(format!("{flag}={value}"));
+                    }
+                    Bool => {
+                        spaced.push((*flag).to_owned());
+                        joined.extend([format!("{flag}=true"), format!("{flag}=false")]);
+                    }
+                }
+            }
+            parse(&spaced);
+            parse(&joined);
+        }
+        for arguments in apart {
+            parse(
+                &arguments
+                    .iter()
+                    .map(|&text| text.to_owned())
+                    .collect::<Vec<_>>(),
+            );
         }
     }
 

@@ -158,6 +158,8 @@ async fn download(common: &Common, arguments: Download) -> Outcome<String> {
     let download_options = DownloadOptions {
         size: None,
         decryption: decryption(&arguments)?,
+        // As the original. The old file stays until the new one is verified.
+        replace: true,
     };
     let storage = Storage::connect(options).await.map_err(text)?;
     storage

@@ -13,4 +13,5 @@ mod kill;
 mod ports;
 mod provider_process;
 mod serve;
+mod storage_client;
 mod support;

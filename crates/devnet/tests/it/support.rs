@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use zerog_devnet::ReadyInfo;
 
 /// The `0g-compute-devnet` binary of this build.
@@ -38,6 +38,10 @@ impl Process {
                 .spawn()
                 .expect("the binary starts"),
         )
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.0.id()
     }
 
     /// SIGKILL, as a power cut would.
@@ -105,25 +109,29 @@ impl Network {
 
     /// Moves the chain's clock.
     pub(crate) fn advance_time(&self, seconds: u64) {
+        self.rpc("evm_increaseTime", json!([seconds]));
+        self.rpc("evm_mine", json!([]));
+    }
+
+    /// A call of the chain that must succeed.
+    pub(crate) fn rpc(&self, method: &str, parameters: Value) -> Value {
         let host = self.info.rpc_url.strip_prefix("http://").unwrap();
-        for (method, parameter) in [
-            ("evm_increaseTime", seconds.to_string()),
-            ("evm_mine", String::new()),
-        ] {
-            let body =
-                format!(r#"{{"jsonrpc":"2.0","id":1,"method":"{method}","params":[{parameter}]}}"#);
-            let mut stream = TcpStream::connect(host).unwrap();
-            write!(
-                stream,
-                "POST / HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
-                 Connection: close\r\n\r\n{body}",
-                body.len()
-            )
-            .unwrap();
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).unwrap();
-            assert!(answer.contains("result"), "{answer}");
-        }
+        let body = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": parameters});
+        let body = body.to_string();
+        let mut stream = TcpStream::connect(host).unwrap();
+        write!(
+            stream,
+            "POST / HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+             Connection: close\r\n\r\n{body}",
+            body.len()
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (_, body) = answer.split_once("\r\n\r\n").expect("an HTTP answer");
+        let mut answer: Value = serde_json::from_str(body).expect("JSON");
+        assert!(answer.get("error").is_none(), "{method}: {answer}");
+        answer["result"].take()
     }
 }
 

@@ -151,6 +151,38 @@ async fn an_existing_target_is_kept() {
 }
 
 #[tokio::test]
+async fn a_target_is_replaced_on_demand_once_the_new_file_is_verified() {
+    let (chain, node, root) = stored().await;
+    let client = client(ClientOptions::indexer(node.indexer_url()));
+    let options = DownloadOptions {
+        replace: true,
+        ..DownloadOptions::default()
+    };
+    let target = chain.file("target", b"earlier");
+    let wrong_key = DownloadOptions {
+        decryption: Some(zerog_storage::Decryption::Key(
+            zerog_protocol::FileKey::random(),
+        )),
+        ..options.clone()
+    };
+    for (root, options) in [(B256::repeat_byte(7), &options), (root, &wrong_key)] {
+        let refused = client.download(&[root], options, &target, &quiet).await;
+        assert!(refused.is_err(), "{refused:?}");
+        assert_eq!(std::fs::read(&target).unwrap(), b"earlier");
+    }
+    let outcome = client.download(&[root], &options, &target, &quiet).await;
+    assert_eq!(outcome.unwrap().size, SIZE as u64);
+    assert_eq!(std::fs::read(&target).unwrap(), content(SIZE));
+    let folder = chain.directory.path().join("folder");
+    std::fs::create_dir(&folder).unwrap();
+    let error = client
+        .download(&[root], &options, &folder, &quiet)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, Error::DestinationExists { .. }), "{error}");
+}
+
+#[tokio::test]
 async fn a_known_size_is_demanded() {
     let (chain, node, root) = stored().await;
     let client = client(ClientOptions::indexer(node.indexer_url()));
