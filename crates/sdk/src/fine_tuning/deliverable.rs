@@ -424,18 +424,43 @@ fn no_key(task: TaskId, reason: &str) -> Error {
     }
 }
 
-/// The 32 bytes on chain.
-fn root_hash(deliverable: &Deliverable) -> Result<B256> {
-    B256::try_from(deliverable.model_root_hash.as_ref())
-        .ok()
-        .filter(|hash| !hash.is_zero())
-        .ok_or_else(|| Error::ProviderAnswer {
-            operation: "read the deliverable",
-            reason: format!(
-                "the hash on chain is {}, not 32 bytes",
-                deliverable.model_root_hash
-            ),
-        })
+/// The hash on chain: 32 bytes, or the hexadecimal text that brokers wrote until October 2025. Those cut large files into
+/// fragments and wrote the roots of all of them, separated by commas; no single hash belongs to such a file, so it is
+/// refused with what to do.
+pub(crate) fn root_hash(deliverable: &Deliverable) -> Result<B256> {
+    let written = deliverable.model_root_hash.as_ref();
+    let refused = |reason| Error::ProviderAnswer {
+        operation: "read the deliverable",
+        reason,
+    };
+    let roots = match B256::try_from(written) {
+        Ok(hash) => vec![hash],
+        Err(_) => std::str::from_utf8(written)
+            .ok()
+            .and_then(|text| {
+                text.split(',')
+                    .map(|root| root.trim().parse().ok())
+                    .collect()
+            })
+            .unwrap_or_default(),
+    };
+    match roots[..] {
+        [hash] if !hash.is_zero() => Ok(hash),
+        [_, _, ..] => {
+            let roots: Vec<String> = roots.iter().map(ToString::to_string).collect();
+            Err(refused(format!(
+                "an old broker stored the file in {} fragments, which have no common hash to check a download \
+                 against; fetch them with `0g-compute-cli storage download --roots {} --file FILE`, then call \
+                 `acknowledge_deliverable` of the SDK and decrypt FILE",
+                roots.len(),
+                roots.join(",")
+            )))
+        }
+        _ => Err(refused(format!(
+            "the hash on chain is {}, neither 32 bytes nor the text of a hash",
+            deliverable.model_root_hash
+        ))),
+    }
 }
 
 /// The file to write: the path itself, or a name inside the folder.
@@ -658,6 +683,45 @@ mod tests {
         }
         writer.finish().unwrap();
         (folder, path)
+    }
+
+    #[test]
+    fn hashes_are_bytes_or_the_text_of_old_brokers() {
+        let of = |written: &[u8]| {
+            root_hash(&Deliverable {
+                id: "t".into(),
+                model_root_hash: written.to_vec().into(),
+                encrypted_secret: Vec::new().into(),
+                acknowledged: false,
+                timestamp: 1,
+                settled: false,
+            })
+        };
+        let (one, two) = (B256::repeat_byte(0xab), B256::repeat_byte(0x12));
+        assert_eq!(of(one.as_slice()).unwrap(), one);
+        for text in [
+            format!("{one}"),
+            "ab".repeat(32),
+            format!("0x{}", "AB".repeat(32)),
+        ] {
+            assert_eq!(of(text.as_bytes()).unwrap(), one, "{text}");
+        }
+        let fragments = of(format!("{one},{two}").as_bytes()).unwrap_err();
+        let told = fragments.to_string();
+        assert!(told.contains("2 fragments"), "{told}");
+        assert!(told.contains(&format!("--roots {one},{two} ")), "{told}");
+        for wrong in [
+            Vec::new(),
+            vec![0; 32],
+            vec![7; 31],
+            vec![7; 33],
+            b"0x12".to_vec(),
+            format!("{one},").into_bytes(),
+            vec![0xff; 66],
+        ] {
+            let error = of(&wrong).unwrap_err();
+            assert!(error.to_string().contains("neither"), "{wrong:?}: {error}");
+        }
     }
 
     #[test]

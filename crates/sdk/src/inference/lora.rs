@@ -20,6 +20,7 @@ use super::verify::ResponseProof;
 use crate::broker::Context;
 use crate::error::{Error, Result, ServiceKind};
 use crate::fine_tuning::FineTuning;
+use crate::fine_tuning::deliverable::root_hash;
 use crate::fine_tuning::services::path_segment;
 use crate::ledger::Ledger;
 use crate::progress::Progress;
@@ -412,7 +413,7 @@ impl Lora {
             })?;
         Ok(Some(DeployRequest {
             sealed_key: Some(sealed_key),
-            storage_hash: Some(deliverable.model_root_hash.to_string()),
+            storage_hash: Some(root_hash(&deliverable)?.to_string()),
             fine_tuning_provider: Some(trainer.to_string()),
             ..DeployRequest::default()
         }))

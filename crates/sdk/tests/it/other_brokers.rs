@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use zerog_sdk::{CreateTask, DeployOptions, Error, TaskId};
+use zerog_sdk::{CreateTask, DeployOptions, DownloadMethod, Error, TaskId};
 
 use crate::support::{Manner, Request, Response, World};
 
@@ -459,4 +459,84 @@ async fn a_deployment_that_is_under_way_is_joined() {
     // Without a deployment the refusal stands.
     let error = deploy("archived", false).await.unwrap_err();
     assert!(error.to_string().contains("cannot deploy"), "{error}");
+}
+
+/// Brokers until October 2025 wrote the root as hexadecimal text. (Our contract takes 64 bytes: the digits alone.)
+#[tokio::test]
+async fn a_root_written_as_text_is_understood_and_another_text_is_refused() {
+    let world = World::start().await;
+    let (fine_tuning, folder) = (&world.broker.fine_tuning, tempfile::tempdir().unwrap());
+    let content: Vec<u8> = (0..5_000_u32).map(|index| index as u8).collect();
+    let source = folder.path().join("source");
+    std::fs::write(&source, &content).unwrap();
+    let root = zerog_storage::merkle::root_of_file(&source).unwrap();
+    world.answer(move |request| {
+        let asked = request.path.ends_with("/lora");
+        asked.then(|| Response::ranged(request, &content))
+    });
+    let acknowledge = async |task, name: &str| {
+        let path = folder.path().join(name);
+        let done = fine_tuning
+            .acknowledge_model(world.provider, task, &path, DownloadMethod::Tee, |_| ())
+            .await;
+        (done, path)
+    };
+
+    let task = TaskId::random();
+    let digits = root.to_string().trim_start_matches("0x").to_owned();
+    world.deliver_as(task, digits.into_bytes().into()).await;
+    let (done, path) = acknowledge(task, "text.enc").await;
+    assert_eq!(done.unwrap().model_root_hash, root);
+    assert!(path.is_file() && world.is_acknowledged(task).await);
+
+    let task = TaskId::random();
+    world.deliver_as(task, b"0x12,0x34".to_vec().into()).await;
+    let (done, path) = acknowledge(task, "odd.enc").await;
+    let error = done.unwrap_err();
+    assert_eq!(error.code(), "provider_answer_malformed");
+    assert!(error.to_string().contains("hash on chain"), "{error}");
+    assert!(!path.exists() && !world.is_acknowledged(task).await);
+}
+
+/// A gateway in front of a provider that restarts: the deployment was accepted, its progress cannot be asked for a while.
+#[tokio::test]
+async fn a_deployment_is_waited_for_through_a_restart() {
+    let world = World::start().await;
+    let name = "ft-mock-model-6b607314-88b";
+    for (status, times) in [(503, 1), (502, 6)] {
+        let (mut deployed, mut failures) = (false, 0);
+        world.answer(move |request: &Request| {
+            match (request.method.as_str(), request.path.as_str()) {
+                ("POST", "/v1/lora/adapters/deploy") => {
+                    assert!(!deployed, "an accepted deployment is not sent again");
+                    deployed = true;
+                    let accepted =
+                        json!({ "status": "loading", "adapterName": name, "message": "" });
+                    Some(Response::new(200, accepted.to_string()))
+                }
+                ("GET", path) if path.ends_with(name) && !deployed => {
+                    let ready = json!({ "adapterName": name, "taskId": "t", "state": "ready" });
+                    Some(Response::new(200, ready.to_string()))
+                }
+                ("GET", path) if path.ends_with(name) => {
+                    failures += 1;
+                    if failures <= times {
+                        return Some(Response::new(status, "restarting"));
+                    }
+                    let active = json!({ "adapterName": name, "taskId": "t", "state": "active" });
+                    Some(Response::new(200, active.to_string()))
+                }
+                _ => None,
+            }
+        });
+        let options = DeployOptions {
+            wait: true,
+            ..DeployOptions::default()
+        };
+        let lora = &world.broker.inference.lora;
+        let done = lora
+            .deploy_adapter_by_name(world.provider, name, &options, |_| ())
+            .await;
+        assert_eq!(done.unwrap().status, "active", "{status}");
+    }
 }

@@ -285,9 +285,14 @@ impl World {
 
     /// Puts a deliverable on chain.
     pub(crate) async fn deliver(&self, task: TaskId, hash: B256) {
+        self.deliver_as(task, Bytes::from(hash.0)).await;
+    }
+
+    /// The same with any bytes for the hash.
+    pub(crate) async fn deliver_as(&self, task: TaskId, written: Bytes) {
         let contract = self.provider_chain.fine_tuning();
         contract
-            .add_deliverable(self.user.address(), &task.to_string(), Bytes::from(hash.0))
+            .add_deliverable(self.user.address(), &task.to_string(), written)
             .await
             .unwrap();
     }
