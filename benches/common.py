@@ -151,6 +151,89 @@ class Rpc:
         return answer["result"]
 
 
+class SlowProxy:
+    """Passes connections to a port on and holds the first byte of every answer back, as distance would.
+
+    It counts round trips: a request, however long, and what comes back. (HTTP/1.1 clients send one request at a time on a
+    connection.) Bandwidth is left as it is.
+    """
+
+    def __init__(self, port, delay_s=0.0):
+        self.target, self.delay_s, self.round_trips = port, delay_s, 0
+        self.lock = threading.Lock()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self.thread = threading.Thread(target=self._accept, daemon=True)
+        self.thread.start()
+
+    def _accept(self):
+        while True:
+            try:
+                near, _ = self.listener.accept()
+            except OSError:
+                return
+            far = socket.create_connection(("127.0.0.1", self.target))
+            for end in (near, far):
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            asked = threading.Event()
+            threading.Thread(target=self._requests, args=(near, far, asked), daemon=True).start()
+            threading.Thread(target=self._answers, args=(far, near, asked), daemon=True).start()
+
+    def _requests(self, near, far, asked):
+        for data in received(near):
+            if not asked.is_set():
+                asked.set()
+                with self.lock:
+                    self.round_trips += 1
+            try:
+                far.sendall(data)
+            except OSError:
+                break
+        close(far)
+
+    def _answers(self, far, near, asked):
+        for data in received(far):
+            if asked.is_set():
+                asked.clear()
+                time.sleep(self.delay_s)
+            try:
+                near.sendall(data)
+            except OSError:
+                break
+        close(near)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        # Closing alone does not wake a thread that accepts.
+        try:
+            self.listener.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        self.listener.close()
+
+
+def received(end):
+    """What arrives, until the connection ends in whatever way."""
+    while True:
+        try:
+            data = end.recv(1 << 20)
+        except OSError:
+            return
+        if not data:
+            return
+        yield data
+
+
+def close(end):
+    try:
+        end.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass
+    end.close()
+
+
 def answers(port):
     """Whether something speaks JSON-RPC there."""
     try:

@@ -6,7 +6,8 @@ embedded node, beside what the disk and the hash alone allow.
 
 The published clients hash a shorter file (`--peer-mib`), since their speed does not depend on the length; the time that
 they need for one mebibyte, mostly starting, is taken off. Every root is compared with ours. Transfers use the helper `0g-storage-client`, ours and the one in the npm package, against one
-embedded node and chain.
+embedded node and chain. That they are not bound by round trips is demanded: with 20 ms added to each they may take at most
+1.3 times as long. The CPU time of both sides is printed beside the wall time, and what disk and hash take alone.
 """
 
 import json
@@ -18,10 +19,16 @@ import time
 from pathlib import Path
 
 import common
-from common import Process, median, run_measured
+from common import Process, SlowProxy, median, run_measured
 
 KEY = "0x7c852118294e51e653712a81e05800f419141751be58f605c371e15141b007a6"  # development account 3
 MIB = 2**20
+DIRECTIONS = ("upload", "download")
+LOG_LEVEL = ["--log-level=info"]
+# What a machine in the same part of the world is away, and how much longer a transfer may take for it: one that waits for
+# its round trips one after the other takes several times as long.
+DELAY_S = 0.020
+MOST_SLOWER = 1.3
 
 PYTHON_ROOT = """
 import sys
@@ -128,46 +135,90 @@ def transfers(report, args, folder, scratch):
     write_s = disk_write(scratch / "disk", args.transfer_mib)
     path = write_file(scratch / "moved", args.transfer_mib)
     hash_s = median([our_root(folder, path)[0] for _ in range(3)])
-    with Process(command, wait_for=ready.exists):
+    with Process(command, wait_for=ready.exists) as node:
         network = json.loads(ready.read_text())
-        ours = move(folder / "0g-storage-client", network, scratch, path)
+        ours = move(folder / "0g-storage-client", network, scratch, path, node)
+        near, far = (
+            move_at_a_distance(folder / "0g-storage-client", network, scratch, path, node, delay_s, name)
+            for delay_s, name in ((0.0, b"near file...."), (DELAY_S, b"far file....."))
+        )
         theirs = None
         if not args.no_peers:
             binary = common.npm("@0gfoundation/0g-compute-ts-sdk@0.9.0") / "@0gfoundation/0g-compute-ts-sdk/binary/0g-storage-client"
             binary.chmod(0o755)
-            # Another content, so that nothing is there yet.
-            with path.open("r+b") as file:
-                file.write(b"another file")
-            theirs = move(binary, network, scratch, path)
-    for index, direction in enumerate(("upload", "download")):
-        seconds, peer_s = ours[index], theirs[index] if theirs else None
-        rate = args.transfer_mib * MIB / seconds / 1e6
+            change(path, b"another file.")
+            theirs = move(binary, network, scratch, path, node)
+    alone_s = write_s + hash_s
+    for direction, measured, peer, close_by, far_off in zip(DIRECTIONS, ours[0], theirs[0] if theirs else (None, None), near, far):
+        what = f"{direction} of {args.transfer_mib} MiB"
+        rate = args.transfer_mib * MIB / measured["wall_s"] / 1e6
         report.add(
-            f"{direction} of {args.transfer_mib} MiB", f"{seconds:.2f} s, {rate:.0f} MB/s",
-            f"bundled helper: {peer_s:.2f} s" if peer_s else "", peer_s / seconds if peer_s else None,
+            what, f"{measured['wall_s']:.2f} s, {rate:.0f} MB/s", f"bundled helper: {peer['wall_s']:.2f} s" if peer else "",
+            peer["wall_s"] / measured["wall_s"] if peer else None,
+        )
+        cpu_s = measured["helper_cpu_s"] + measured["node_cpu_s"]
+        report.add(
+            f"{what}: CPU of the helper and of the node",
+            f"{measured['helper_cpu_s']:.2f} s + {measured['node_cpu_s']:.2f} s, {cpu_s / measured['wall_s']:.2f} cores of {os.cpu_count()} busy",
+            f"disk and hash alone: {alone_s:.2f} s",
+        )
+        slower = far_off["wall_s"] / close_by["wall_s"]
+        report.add(
+            f"{what}: {DELAY_S * 1000:.0f} ms more a round trip, {far_off['round_trips']} round trips", f"{far_off['wall_s']:.2f} s",
+            f"same proxy without delay: {close_by['wall_s']:.2f} s", slower, f"<= {MOST_SLOWER}x", slower <= MOST_SLOWER,
         )
     report.add(f"disk alone, write and sync of {args.transfer_mib} MiB", f"{write_s:.2f} s")
     report.add(f"hash alone, {args.transfer_mib} MiB", f"{hash_s:.2f} s")
-    report.add("memory of our helper, up and down", f"{ours[2] / MIB:.0f} MiB", demand="constant")
+    report.add("memory of our helper, up and down", f"{ours[1] / MIB:.0f} MiB", demand="constant")
 
 
-def move(binary, network, scratch, path):
-    """Seconds up and down with the exact arguments of the published SDKs, and the helper's peak memory."""
+def change(path, name):
+    """Another content of the same length, so that nothing of it is stored yet."""
+    with path.open("r+b") as file:
+        file.write(name)
+
+
+def move(binary, network, scratch, path, node):
+    """What an upload and a download need with the exact arguments of the published SDKs, and the helper's peak memory."""
+    return there_and_back(
+        binary, network["rpc_url"], ["--indexer", network["indexer_url"]], scratch, path, node, lambda: 0, LOG_LEVEL
+    )
+
+
+def move_at_a_distance(binary, network, scratch, path, node, delay_s, name):
+    """The same through a proxy in front of node and chain. The indexer would name the node itself, so the node is named."""
+    change(path, name)
+    port = lambda url: int(url.rstrip("/").rsplit(":", 1)[1])
+    with SlowProxy(port(network["storage_url"]), delay_s) as storage, SlowProxy(port(network["rpc_url"]), delay_s) as chain:
+        return there_and_back(
+            binary, f"http://127.0.0.1:{chain.port}", ["--node", f"http://127.0.0.1:{storage.port}"], scratch, path, node,
+            lambda: storage.round_trips + chain.round_trips, LOG_LEVEL,
+        )[0]
+
+
+def there_and_back(binary, rpc_url, endpoint, scratch, path, node, round_trips, more):
     environment = {**os.environ, "ZG_HOME": str(scratch / "home")}
-    upload = [binary, "upload", "--url", network["rpc_url"], "--key", KEY, "--indexer", network["indexer_url"], "--file", path,
-              "--skip-tx=false", "--log-level=info"]
-    up_s, _, up_peak, output = run_measured(upload, env=environment)
+    upload = [binary, "upload", "--url", rpc_url, "--key", KEY, *endpoint, "--file", path, "--skip-tx=false", *more]
+    peaks = []
+
+    def measured(command):
+        before_cpu_s, before_round_trips = node.cpu_s(), round_trips()
+        wall_s, cpu_s, peak, output = run_measured(command, env=environment, cwd=scratch)
+        peaks.append(peak)
+        used = dict(wall_s=wall_s, helper_cpu_s=cpu_s, node_cpu_s=node.cpu_s() - before_cpu_s, round_trips=round_trips() - before_round_trips)
+        return used, output
+
+    up, output = measured(upload)
     root = re.findall(r"root\s*=\s*(0x[0-9a-fA-F]{64})", output)[-1]
     target = scratch / "fetched"
-    download = [binary, "download", "--file", target, "--indexer", network["indexer_url"], "--roots", root]
-    down_s, _, down_peak, output = run_measured(download, env=environment, cwd=scratch)
+    down, output = measured([binary, "download", "--file", target, *endpoint, "--roots", root])
     assert output.strip().endswith("Succeeded to validate the downloaded file"), output
     with path.open("rb") as left, target.open("rb") as right:
         while block := left.read(MIB):
             assert block == right.read(MIB), "the same bytes came back"
         assert right.read(1) == b""
     target.unlink()
-    return up_s, down_s, max(up_peak, down_peak)
+    return (up, down), max(peaks)
 
 
 if __name__ == "__main__":
