@@ -19,7 +19,11 @@ class Cells:
         self.client = client
         self._file = open(os.environ["INTEROP_RESULTS"], "a", encoding="utf-8")
 
-    def passes(self, method, work, check=None):
+    def passes_prepared(self, method, why, instead, work, check):
+        """As `passes`, for what works only after a preparation that is no part of the client: `why` names it."""
+        return self.passes(method, work, check, result="pass with preparation", reason=why, instead=instead)
+
+    def passes(self, method, work, check=None, result="pass", **note):
         """Runs `work`, which must not raise, and `check` on its value; returns the value."""
         started = time.monotonic()
         try:
@@ -31,7 +35,7 @@ class Cells:
             traceback.print_exc()
             self._write(method, "fail", started, reason=describe(error))
             raise Stop(method) from error
-        self._write(method, "pass", started)
+        self._write(method, result, started, **note)
         return value
 
     def client_bug(self, method, expected, why, instead, work):

@@ -120,8 +120,12 @@ def datasets(ft):
     )
     # This client reads `messages` and `text` only.
     Path("chat.jsonl").write_bytes((FIXTURES / "datasets/lantern-house.messages.jsonl").read_bytes())
-    CELLS.passes(
-        "calculate_token", lambda: ft.calculate_token("chat.jsonl", MODEL, True, PROVIDER), lambda tokens: tokens > 1000
+    CELLS.passes_prepared(
+        "calculate_token",
+        "reads the tokenizer of `Qwen/{model}` from a model hub; here the provider's copy (`GET /v1/model/{name}/tokenizer`) was "
+        "unpacked into a folder of that name and `HF_HUB_OFFLINE=1` was set",
+        "with access to the hub no preparation, or `0g-compute-cli fine-tuning calculate-token` of ours",
+        lambda: ft.calculate_token("chat.jsonl", MODEL, True, PROVIDER), lambda tokens: tokens > 1000,
     )
     CELLS.needs_public_network(
         "calculate_token with the token counter",

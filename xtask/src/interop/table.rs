@@ -307,6 +307,7 @@ fn mark(method: &Method, client: &str, cells: &[Cell]) -> &'static str {
         .map(|cell| cell.result.as_str())
     {
         Some("pass") => "yes",
+        Some("pass with preparation") => "prep",
         Some("client bug") => "bug",
         Some("needs a public network") => "net",
         Some(_) => "FAIL",
