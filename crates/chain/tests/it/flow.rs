@@ -1,4 +1,4 @@
-use alloy_primitives::{Address, B256, Bytes, U256, hex, keccak256};
+use alloy_primitives::{Address, B256, Bytes, U256, b256, hex, keccak256};
 use zerog_chain::{
     ContractErrorKind as Kind, calls,
     flow::{Submission, SubmissionNode},
@@ -71,8 +71,8 @@ async fn files_are_placed_as_on_the_public_contract() {
 /// Published calldata of a 257-byte file, and the event it leads to as second submission.
 #[tokio::test]
 async fn the_published_submission_vector_is_produced() {
-    // Root of 257 bytes of the test content: two chunks, one subtree of height 1.
-    let root = B256::repeat_byte(0x5a);
+    // Root of 257 bytes of the published test content: two chunks, one subtree of height 1.
+    let root = b256!("679a0858384c14d0ccacedfe450439de110b73e4aa5febd3b4ce9590ca15feb2");
     let file = Submission {
         length: 257,
         tags: Bytes::new(),
@@ -92,16 +92,23 @@ async fn the_published_submission_vector_is_produced() {
         word(0x80),
         word(0),
         word(1),
-        "5a".repeat(32),
+        hex::encode(root),
         word(1),
     ];
     assert_eq!(hex::encode(&data), expected.concat());
+    assert_eq!(
+        keccak256(&data),
+        b256!("35cdd5951d749dba3bdd8ddfaf7b621ffe87f26b9044cc5db943669e4db74c72")
+    );
 
     let world = World::start().await;
     let flow = world.client(3).flow().unwrap();
     flow.submit(&submission(1)).await.unwrap();
     let (submitted, receipt) = flow.submit(&file).await.unwrap();
-    assert_eq!(submitted.identity, keccak256(root));
+    assert_eq!(
+        submitted.identity,
+        b256!("483f8f57d4d2cf0fc148fd7f5fed748ad33ca08cb9c4366b34192467815e48d2")
+    );
     let log = receipt
         .logs
         .iter()
@@ -117,10 +124,17 @@ async fn the_published_submission_vector_is_produced() {
         word(0x80),
         word(0),
         word(1),
-        "5a".repeat(32),
+        hex::encode(root),
         word(1),
     ];
     assert_eq!(hex::encode(&log.data), expected.concat());
+    // The event, its sender, the identity.
+    let topics = [
+        b256!("167ce04d2aa1981994d3a31695da0d785373335b1078cec239a1a3a2c7675555"),
+        Address::repeat_byte(0x11).into_word(),
+        submitted.identity,
+    ];
+    assert_eq!(log.topics, topics);
 }
 
 #[tokio::test]

@@ -16,6 +16,7 @@ mod gas_table;
 mod inference;
 mod ledger;
 mod refunds;
+mod reverts;
 mod stateful;
 mod support;
 mod transactions;

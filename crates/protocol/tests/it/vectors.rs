@@ -252,6 +252,61 @@ fn published_keys_of_deliveries_open() {
     }
 }
 
+/// The construction step by step, written a second time: ECDH, HKDF-SHA256 over both points, AES-256-GCM with a nonce of
+/// 16 bytes. With the published ephemeral key and nonce it gives the published blob, and what we seal is made the same way.
+#[test]
+fn the_key_of_a_delivery_is_sealed_as_published() {
+    use aes_gcm::aead::{AeadInPlace, KeyInit, consts::U16};
+    use k256::elliptic_curve::sec1::ToEncodedPoint;
+    type Cipher = aes_gcm::AesGcm<aes_gcm::aes::Aes256, U16>;
+
+    fn symmetric_key(sender: &[u8], shared: &k256::PublicKey) -> [u8; 32] {
+        let points = [sender, shared.to_encoded_point(false).as_bytes()].concat();
+        let mut key = [0; 32];
+        let derivation = hkdf::Hkdf::<sha2::Sha256>::new(None, &points);
+        derivation.expand(&[], &mut key).unwrap();
+        key
+    }
+
+    /// The product of a secret and a point.
+    fn shared(secret: &SecretKey, public: &[u8]) -> k256::PublicKey {
+        let secret = k256::SecretKey::from_slice(&secret.expose_bytes()).unwrap();
+        let public = k256::PublicKey::from_sec1_bytes(public).unwrap();
+        let product = public.to_projective() * *secret.to_nonzero_scalar();
+        k256::PublicKey::from_affine(product.to_affine()).unwrap()
+    }
+
+    let file = file();
+    let vector = &list(&file, "ecies", 3)[0];
+    let bytes = |member: &str| hex::decode(text(vector, member)).unwrap();
+    let (recipient, ephemeral): (SecretKey, SecretKey) = (key(vector), parsed(vector, "ephemeral"));
+    let sender = ephemeral.public_key();
+    let point = shared(&ephemeral, &recipient.public_key());
+    let encoded = point.to_encoded_point(false);
+    assert_eq!(encoded.as_bytes(), bytes("shared_point"));
+    let derived = symmetric_key(&sender, &point);
+    assert_eq!(derived.as_slice(), bytes("symmetric_key"));
+    let (nonce, mut ciphertext) = (bytes("nonce"), bytes("plaintext"));
+    let cipher = Cipher::new_from_slice(&derived).unwrap();
+    let tag = cipher
+        .encrypt_in_place_detached(nonce.as_slice().into(), b"", &mut ciphertext)
+        .unwrap();
+    let produced = [&sender[..], &nonce, &tag, &ciphertext].concat();
+    assert_eq!(hex::encode(produced), text(vector, "blob"));
+
+    let ours = ecies::seal(&recipient.public_key(), &bytes("plaintext")).unwrap();
+    let (sender, rest) = ours.split_at(65);
+    let (nonce, rest) = rest.split_at(16);
+    let (tag, sealed) = rest.split_at(16);
+    let derived = symmetric_key(sender, &shared(&recipient, sender));
+    let mut opened = sealed.to_vec();
+    Cipher::new_from_slice(&derived)
+        .unwrap()
+        .decrypt_in_place_detached(nonce.into(), b"", &mut opened, tag.into())
+        .unwrap();
+    assert_eq!(opened, bytes("plaintext"));
+}
+
 #[test]
 fn adapters_are_named_as_published() {
     let file = file();

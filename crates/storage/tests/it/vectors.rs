@@ -709,3 +709,22 @@ async fn the_contract_places_files_as_the_official_one() {
         );
     }
 }
+
+/// Files of the fine-tuning protocol: the small dataset and a sealed delivery.
+#[test]
+fn published_datasets_and_deliveries_have_their_roots() {
+    let file: serde_json::Value = serde_json::from_str(include_str!(
+        "../../../protocol/tests/vectors/published.json"
+    ))
+    .unwrap();
+    for (name, bytes, length) in [("dataset", "bytes", 254), ("delivery", "file", 124)] {
+        let vector = &file[name];
+        let text = |member: &str| vector[member].as_str().unwrap();
+        let content = hex::decode(text(bytes)).unwrap();
+        assert_eq!(content.len(), length, "{name}");
+        assert_eq!(keccak256(&content).to_string(), text("keccak"), "{name}");
+        let shape = FileShape::new(length as u64).unwrap();
+        let root = FileTree::read(shape, content.as_slice()).unwrap().root();
+        assert_eq!(root.to_string(), text("storage_root"), "{name}");
+    }
+}
