@@ -17,7 +17,7 @@ pub(crate) enum Published {
 }
 
 /// How much more an [`Published::Exceeded`] call may need, in percent.
-const ADMITTED_PERCENT: u64 = 3;
+const ADMITTED_PERCENT: u64 = 4;
 
 pub(crate) fn exceeded(used: u64, limit: u64) -> Published {
     Published::Exceeded { used, limit }
