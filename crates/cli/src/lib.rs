@@ -68,12 +68,14 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
 async fn run(cli: Cli, output: Output) -> Outcome<u8> {
     let app = App::new(cli.global, output)?;
     tokio::select! {
-        outcome = commands::run(&app, cli.command) => outcome,
+        // In this order signals are heard before the command has done anything.
+        biased;
         () = stopped() => Err(Failure::new(
             INTERRUPTED,
             "interrupted",
             "Interrupted. Finished parts of a download are kept; the same command goes on from there. A submitted task goes on without you.",
         )),
+        outcome = commands::run(&app, cli.command) => outcome,
     }
 }
 

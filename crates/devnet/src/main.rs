@@ -13,6 +13,7 @@ use std::time::Instant;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use zerog_devnet::demo::{self, Watcher};
 use zerog_devnet::{Devnet, DevnetError, DevnetOptions};
 use zerog_sdk::Progress;
@@ -112,7 +113,8 @@ fn fail(error: &anyhow::Error) -> ExitCode {
 
 async fn run_up(up: Up) -> anyhow::Result<()> {
     let started = Instant::now();
-    let devnet = Devnet::start(DevnetOptions {
+    let mut stop = StopSignals::listen()?;
+    let start = Devnet::start(DevnetOptions {
         data_dir: up.data_dir,
         rpc_port: up.rpc_port,
         storage_port: up.storage_port,
@@ -120,8 +122,11 @@ async fn run_up(up: Up) -> anyhow::Result<()> {
         provider: !up.no_provider,
         trainer_command: None,
         model_folder: up.model_folder,
-    })
-    .await?;
+    });
+    let devnet = tokio::select! {
+        devnet = start => devnet?,
+        () = stop.received() => return Ok(()),
+    };
     let ready = serde_json::to_string_pretty(&devnet.info)?;
     println!("{ready}");
     eprintln!(
@@ -132,7 +137,7 @@ async fn run_up(up: Up) -> anyhow::Result<()> {
         write_ready_file(path, &ready)
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
-    stop_signal().await?;
+    stop.received().await;
     eprintln!("stopping");
     devnet.shutdown().await;
     if let Some(path) = &up.ready_file {
@@ -155,15 +160,30 @@ fn write_ready_file(path: &Path, text: &str) -> std::io::Result<()> {
     Ok(())
 }
 
-async fn stop_signal() -> std::io::Result<()> {
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    tokio::select! {
-        result = tokio::signal::ctrl_c() => result,
-        _ = terminate.recv() => Ok(()),
+/// Ctrl-C and SIGTERM, heard from the moment that this is made.
+struct StopSignals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl StopSignals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    async fn received(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
     }
 }
 
 async fn run_demo(json: bool, output: &Path) -> anyhow::Result<()> {
+    let mut stop = StopSignals::listen()?;
     let mut story = Story::new(!json);
     let devnet = Devnet::start(DevnetOptions::default()).await?;
     story.step(
@@ -181,7 +201,7 @@ async fn run_demo(json: bool, output: &Path) -> anyhow::Result<()> {
         .keep();
     let result = tokio::select! {
         result = demo::run(&devnet, &folder, &mut story) => result,
-        signal = stop_signal() => Err(signal.err().map_or_else(|| anyhow::anyhow!("interrupted"), Into::into)),
+        () = stop.received() => Err(anyhow::anyhow!("interrupted")),
     };
     story.finish();
     devnet.shutdown().await;

@@ -198,6 +198,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 
 async fn serve_local(options: ServeLocal) -> anyhow::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
+    let mut interrupt = signal(SignalKind::interrupt()).context("signals cannot be received")?;
     let mut terminate = signal(SignalKind::terminate()).context("signals cannot be received")?;
     let server = LocalServer::start(LocalOptions {
         model: options.model,
@@ -218,7 +219,7 @@ async fn serve_local(options: ServeLocal) -> anyhow::Result<()> {
     server
         .serve(async move {
             tokio::select! {
-                _ = tokio::signal::ctrl_c() => {}
+                _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
             }
         })
