@@ -2,21 +2,17 @@
 //!
 //! ```
 //! let policy = zerog_sdk::policy_file::parse(r#"
-//!     # Besides UpToDate. Intel's advisories are shown either way.
-//!     tcb_statuses = ["SWHardeningNeeded"]
-//!     # Refuse collateral that may hide a newer advisory.
-//!     min_tcb_evaluation_number = 17
-//!     # SHA-256 of compose texts that you have reviewed.
-//!     compose_hashes = ["3763bc34552cf3a27ff71ad5f7a90471562a1a2df552dfc1998cba2d60da27e7"]
-//!     # Key-management services whose keys you trust.
-//!     kms_ids = ["3059301306072a8648ce3d02"]
-//!
-//!     # [[os_images]]
-//!     # name = "an image", mrtd, rtmr0, rtmr1, rtmr2 = 96 hexadecimal digits each
+//!     tcb_statuses = ["SWHardeningNeeded"] # besides UpToDate; Intel's advisories are shown either way
+//!     min_tcb_evaluation_number = 17 # refuse collateral that may hide a newer advisory
+//!     compose_hashes = ["3763bc34552cf3a27ff71ad5f7a90471562a1a2df552dfc1998cba2d60da27e7"] # texts that you reviewed
+//!     kms_ids = ["3059301306072a8648ce3d02"] # key-management services whose keys you trust
 //! "#)?;
 //! assert_eq!(policy.min_tcb_evaluation_number, 17);
 //! # Ok::<(), zerog_sdk::Error>(())
 //! ```
+//!
+//! An image is a table `[[os_images]]` with `name` and the registers `mrtd`, `rtmr0`, `rtmr1` and `rtmr2`, 96 hexadecimal
+//! digits each.
 
 use std::path::Path;
 
