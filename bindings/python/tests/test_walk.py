@@ -64,8 +64,10 @@ def test_waiting_ends_in_time(delivered: Delivered) -> None:
 
 
 WAIT_FOREVER = """
-import os, sys
+import os, signal, sys
 from zerog_py_sdk import create_broker
+# As at a terminal; where tests run in the background, the signal is ignored from the start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 broker = create_broker(private_key=os.environ["PRIVATE_KEY"], network="devnet")
 def told(news):
     print("waiting", flush=True)
@@ -86,10 +88,13 @@ def test_ctrl_c_ends_a_long_call(network: Network, delivered: Delivered) -> None
         text=True,
     )
     with process:
-        assert process.stdout is not None
-        assert process.stdout.readline().strip() == "waiting"
-        process.send_signal(signal.SIGINT)
-        rest, _ = process.communicate(timeout=60)
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().strip() == "waiting"
+            process.send_signal(signal.SIGINT)
+            rest, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert rest.split() == ["interrupted", "Delivered"]
     assert process.returncode == 0
 
