@@ -215,7 +215,8 @@ def write_gguf(folder, path):
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list([f"t{number}" for number in range(settings["vocab_size"])])
     writer.add_token_types([1] * settings["vocab_size"])
-    writer.add_token_merges([])
+    # An empty list is left out of the file, and without one it does not load.
+    writer.add_token_merges(["t0 t1"])
     names = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
     inner = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
              "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
