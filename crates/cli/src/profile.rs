@@ -1,4 +1,5 @@
-//! The profile folder: the chosen network, the networks with names of their own, and the wallet key as an encrypted keystore or, on demand, a private file.
+//! The profile folder: the chosen network, the networks with names of their own, and the wallet key as an encrypted
+//! keystore or, on demand, a private file.
 
 use std::path::{Path, PathBuf};
 

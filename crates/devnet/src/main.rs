@@ -13,9 +13,9 @@ use std::time::Instant;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use zerog_devnet::demo::{self, Watcher};
 use zerog_devnet::{Devnet, DevnetError, DevnetOptions};
+use zerog_provider::StopSignals;
 use zerog_sdk::Progress;
 
 /// Exit code for a port that another program has.
@@ -158,28 +158,6 @@ fn write_ready_file(path: &Path, text: &str) -> std::io::Result<()> {
     file.as_file().sync_all()?;
     file.persist(path)?;
     Ok(())
-}
-
-/// Ctrl-C and SIGTERM, heard from the moment that this is made.
-struct StopSignals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl StopSignals {
-    fn listen() -> std::io::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-        })
-    }
-
-    async fn received(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
 }
 
 async fn run_demo(json: bool, output: &Path) -> anyhow::Result<()> {

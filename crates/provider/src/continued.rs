@@ -8,12 +8,11 @@ use zerog_protocol::TaskId;
 use zerog_protocol::models::ModelKind;
 use zerog_protocol::task::TaskState;
 use zerog_protocol::training_params::{ParamsError, Schema, TrainingParams};
-use zerog_storage::Error as StorageError;
 use zeroize::Zeroizing;
 
 use crate::app::App;
 use crate::catalogue::BaseModelEntry;
-use crate::effects::EffectError;
+use crate::effects::{EffectError, StoredFile};
 use crate::store::{StoreError, TaskRow};
 use crate::vault::{KeyUse, open_to_memory};
 
@@ -130,21 +129,11 @@ pub(crate) async fn archive(
             .await
             .map_err(EffectError::from);
     }
-    let folder = tempfile::tempdir_in(app.vault.incoming())?;
-    let path = folder.path().join("archive");
-    app.storage
-        .download_file(root, &path, &|_| {})
+    let fetched = StoredFile::fetch(app, root, FailureReason::ModelUnavailable, || {
+        format!("the adapter of task {id} is no longer in 0G Storage under {root}")
+    })
+    .await?;
+    app.run_blocking(move || open_to_memory(&fetched.path(), &key, None))
         .await
-        .map_err(|error| match error {
-            StorageError::NotFound { .. } => EffectError::permanent(
-                FailureReason::ModelUnavailable,
-                format!("the adapter of task {id} is no longer in 0G Storage under {root}"),
-            ),
-            other => EffectError::retry(FailureReason::ModelUnavailable, other),
-        })?;
-    let archive = app
-        .run_blocking(move || open_to_memory(&path, &key, None))
-        .await?;
-    drop(folder);
-    Ok(archive)
+        .map_err(EffectError::from)
 }

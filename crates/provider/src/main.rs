@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use zerog_provider::{Config, LocalOptions, LocalServer, Provider, StartError};
+use zerog_provider::{Config, LocalOptions, LocalServer, Provider, StartError, StopSignals};
 
 /// Exit code for a port that another program has.
 const PORT_TAKEN: u8 = 13;
@@ -179,27 +179,19 @@ async fn run(command: Command) -> anyhow::Result<()> {
 }
 
 async fn serve(config: Config) -> anyhow::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut interrupt = signal(SignalKind::interrupt()).context("signals cannot be received")?;
-    let mut terminate = signal(SignalKind::terminate()).context("signals cannot be received")?;
+    let mut stop = StopSignals::listen().context("signals cannot be received")?;
     let provider = tokio::select! {
         provider = Provider::start(config) => provider?,
-        _ = interrupt.recv() => return Ok(()),
-        _ = terminate.recv() => return Ok(()),
+        () = stop.received() => return Ok(()),
     };
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
+    stop.received().await;
     tracing::info!("stopping");
     provider.shutdown().await;
     Ok(())
 }
 
 async fn serve_local(options: ServeLocal) -> anyhow::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut interrupt = signal(SignalKind::interrupt()).context("signals cannot be received")?;
-    let mut terminate = signal(SignalKind::terminate()).context("signals cannot be received")?;
+    let mut stop = StopSignals::listen().context("signals cannot be received")?;
     let server = LocalServer::start(LocalOptions {
         model: options.model,
         name: options.name,
@@ -217,12 +209,7 @@ async fn serve_local(options: ServeLocal) -> anyhow::Result<()> {
     out.flush()?;
     tracing::info!(models = ?server.names(), "ready; press Ctrl-C to stop");
     server
-        .serve(async move {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-        })
+        .serve(async move { stop.received().await })
         .await
         .context("the server ended")
 }

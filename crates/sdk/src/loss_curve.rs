@@ -52,16 +52,13 @@ impl LossCurve {
             // A run that goes on from a checkpoint logs the steps behind it again, and measures again.
             match line {
                 Line::Step(point) => {
-                    curve.points.retain(|earlier| earlier.step < point.step);
-                    curve
-                        .evaluations
-                        .retain(|earlier| earlier.step < point.step);
+                    let keep = curve.points.partition_point(|kept| kept.step < point.step);
+                    curve.points.truncate(keep);
+                    curve.forget_evaluations(point.step);
                     curve.points.push(point);
                 }
                 Line::Evaluation(point) => {
-                    curve
-                        .evaluations
-                        .retain(|earlier| earlier.step < point.step);
+                    curve.forget_evaluations(point.step);
                     curve.evaluations.push(point);
                 }
             }
@@ -94,6 +91,12 @@ impl LossCurve {
             );
         }
         text
+    }
+
+    /// Forgets the measurements from `step` on.
+    fn forget_evaluations(&mut self, step: u64) {
+        let keep = self.evaluations.partition_point(|kept| kept.step < step);
+        self.evaluations.truncate(keep);
     }
 
     /// Every step that has a loss of either kind, in order.
@@ -189,8 +192,9 @@ impl LossCurve {
                 .map(|point| point.loss)
                 .chain(self.evaluations.iter().map(|point| point.eval_loss)),
         );
-        let (first, last) = match self.rows().next().zip(self.rows().last()) {
-            Some(((first, ..), (last, ..))) => (first, last),
+        let mut measured = self.rows().map(|(step, ..)| step);
+        let (first, last) = match measured.next() {
+            Some(first) => (first, measured.last().unwrap_or(first)),
             None => (0, 1),
         };
         let steps = (last - first).max(1) as f64;

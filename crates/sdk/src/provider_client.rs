@@ -125,7 +125,7 @@ impl ProviderClient {
         authorization: Option<&str>,
         max_bytes: usize,
     ) -> Result<Answer> {
-        let mut pause = FIRST_PAUSE;
+        let mut backoff = Backoff::new(FIRST_PAUSE, MAX_PAUSE);
         let mut attempt = 1;
         loop {
             let outcome = async {
@@ -145,8 +145,7 @@ impl ProviderClient {
             match outcome {
                 Err(error) if attempt < ATTEMPTS && error.is_passing() => {
                     tracing::debug!(operation, attempt, %error, "request failed, trying again");
-                    tokio::time::sleep(pause_for(&error, pause)).await;
-                    pause = (pause * 2).min(MAX_PAUSE);
+                    backoff.pause(&error).await;
                     attempt += 1;
                 }
                 other => return other,
@@ -416,8 +415,36 @@ pub(crate) fn parse_json<T: DeserializeOwned>(operation: &'static str, body: &[u
     })
 }
 
+/// Pauses between attempts: each twice as long as the one before, unless the provider says how long.
+pub(crate) struct Backoff {
+    first: Duration,
+    longest: Duration,
+    next: Duration,
+}
+
+impl Backoff {
+    pub(crate) fn new(first: Duration, longest: Duration) -> Self {
+        Self {
+            first,
+            longest,
+            next: first,
+        }
+    }
+
+    /// An attempt got further: the next pause is the first again.
+    pub(crate) fn reset(&mut self) {
+        self.next = self.first;
+    }
+
+    /// Waits after an attempt that failed with `error`.
+    pub(crate) async fn pause(&mut self, error: &Error) {
+        tokio::time::sleep(pause_for(error, self.next)).await;
+        self.next = (self.next * 2).min(self.longest);
+    }
+}
+
 /// How long a failed request should wait.
-pub(crate) fn pause_for(error: &Error, otherwise: Duration) -> Duration {
+fn pause_for(error: &Error, otherwise: Duration) -> Duration {
     match error {
         Error::ProviderRefused {
             retry_after_s: Some(seconds),

@@ -11,7 +11,7 @@ use tokio::io::AsyncWriteExt;
 
 use crate::error::{Error, Result};
 use crate::progress::Progress;
-use crate::provider_client::{ProviderClient, pause_for, unreachable};
+use crate::provider_client::{Backoff, ProviderClient, unreachable};
 
 /// Attempts without a new byte before giving up.
 const FRUITLESS_ATTEMPTS: u32 = 5;
@@ -41,7 +41,8 @@ pub(crate) async fn download_by_post<B: serde::Serialize>(
     let partial = partial_path(destination);
     let kept = std::fs::metadata(&partial).map_or(0, |metadata| metadata.len());
     let mut done = kept;
-    let (mut fruitless, mut pause) = (0, FIRST_PAUSE);
+    let mut fruitless = 0;
+    let mut backoff = Backoff::new(FIRST_PAUSE, MAX_PAUSE);
     loop {
         let before = done;
         match attempt(
@@ -64,7 +65,8 @@ pub(crate) async fn download_by_post<B: serde::Serialize>(
             }
             Err(error) => {
                 if done > before {
-                    (fruitless, pause) = (0, FIRST_PAUSE);
+                    fruitless = 0;
+                    backoff.reset();
                 } else {
                     fruitless += 1;
                 }
@@ -72,8 +74,7 @@ pub(crate) async fn download_by_post<B: serde::Serialize>(
                     return Err(error);
                 }
                 tracing::debug!(%error, done_bytes = done, "download interrupted, going on");
-                tokio::time::sleep(pause_for(&error, pause)).await;
-                pause = (pause * 2).min(MAX_PAUSE);
+                backoff.pause(&error).await;
             }
         }
     }

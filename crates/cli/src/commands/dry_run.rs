@@ -77,7 +77,8 @@ pub(super) async fn run(app: &App, command: &Command) -> Outcome<u8> {
         ));
     }
     let broker = app.broker(Wallet::Needed).await?;
-    let plan = plan_of(app, &broker, command).await?;
+    let mut plan = Plan::default();
+    plan_of(app, &broker, command, &mut plan).await?;
     tell(app, &broker, &plan).await?;
     Ok(if plan.problems.is_empty() { OK } else { FUNDS })
 }
@@ -95,26 +96,18 @@ pub(super) async fn announce(app: &App, command: &Command) -> Outcome {
         return Ok(());
     }
     let broker = app.broker(Wallet::Needed).await?;
-    say(app, plan_of(app, &broker, command).await);
+    say(app, async |plan| plan_of(app, &broker, command, plan).await).await;
     Ok(())
 }
 
 /// Says what a new task will send and charge.
 pub(super) async fn announce_task(app: &App, broker: &Broker, arguments: &args::CreateTask) {
-    if !app.output.is_json() {
-        let mut plan = Plan::default();
-        let outcome = create_task(broker, arguments, &mut plan).await;
-        say(app, outcome.map(|()| plan));
-    }
+    say(app, async |plan| create_task(broker, arguments, plan).await).await;
 }
 
 /// Says what storing a file costs.
 pub(super) async fn announce_storing(app: &App, broker: &Broker, file: &std::path::Path) {
-    if !app.output.is_json() {
-        let mut plan = Plan::default();
-        let outcome = store(broker, file, &mut plan).await;
-        say(app, outcome.map(|()| plan));
-    }
+    say(app, async |plan| store(broker, file, plan).await).await;
 }
 
 /// Says what acknowledging a result sends, and what the provider then takes.
@@ -124,16 +117,18 @@ pub(super) async fn announce_acknowledgement(
     provider: Address,
     task: zerog_sdk::TaskId,
 ) {
-    if !app.output.is_json() {
-        let mut plan = Plan::default();
-        let outcome = acknowledge_task(broker, provider, task, &mut plan).await;
-        say(app, outcome.map(|()| plan));
-    }
+    let plan = async |plan: &mut Plan| acknowledge_task(broker, provider, task, plan).await;
+    say(app, plan).await;
 }
 
-fn say(app: &App, plan: Outcome<Plan>) {
-    match plan {
-        Ok(plan) => plan
+/// Says what `fill` plans, unless a program reads the output.
+async fn say(app: &App, fill: impl AsyncFnOnce(&mut Plan) -> Outcome) {
+    if app.output.is_json() {
+        return;
+    }
+    let mut plan = Plan::default();
+    match fill(&mut plan).await {
+        Ok(()) => plan
             .steps
             .iter()
             .for_each(|step| app.output.note(step.told("This will"))),
@@ -154,11 +149,10 @@ fn is_complete(command: &Command) -> bool {
     wanted(adapter).is_ok()
 }
 
-async fn plan_of(app: &App, broker: &Broker, command: &Command) -> Outcome<Plan> {
-    let mut plan = Plan::default();
+async fn plan_of(app: &App, broker: &Broker, command: &Command, plan: &mut Plan) -> Outcome {
     match command {
         Command::Deposit(amount) | Command::AddAccount(amount) => {
-            deposit(broker, amount.amount, &mut plan).await?;
+            deposit(broker, amount.amount, plan).await?;
         }
         Command::TransferFund(transfer) => {
             let service = ledger::service_of(broker, &transfer.account).await?;
@@ -173,7 +167,7 @@ async fn plan_of(app: &App, broker: &Broker, command: &Command) -> Outcome<Plan>
             let available = broker.ledger.get_ledger().await?.available_balance;
             plan.require("the ledger", transfer.amount, available);
         }
-        Command::RetrieveFund(retrieve) => retrieve_fund(broker, retrieve, &mut plan).await?,
+        Command::RetrieveFund(retrieve) => retrieve_fund(broker, retrieve, plan).await?,
         Command::Refund(amount) => {
             let available = broker.ledger.get_ledger().await?.available_balance;
             plan.transaction(
@@ -185,12 +179,12 @@ async fn plan_of(app: &App, broker: &Broker, command: &Command) -> Outcome<Plan>
             );
             plan.require("the ledger", amount.amount, available);
         }
-        Command::FineTuning(command) => fine_tuning(app, broker, command, &mut plan).await?,
-        Command::Inference(command) => inference(broker, command, &mut plan).await?,
-        Command::Storage(Storage::Upload { file, .. }) => store(broker, file, &mut plan).await?,
+        Command::FineTuning(command) => fine_tuning(app, broker, command, plan).await?,
+        Command::Inference(command) => inference(broker, command, plan).await?,
+        Command::Storage(Storage::Upload { file, .. }) => store(broker, file, plan).await?,
         _ => {}
     }
-    Ok(plan)
+    Ok(())
 }
 
 /// Whether a command moves coins or costs gas.

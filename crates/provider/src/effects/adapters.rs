@@ -11,10 +11,9 @@ use zerog_lifecycle::adapter::{AdapterEffectKey, AdapterEvent};
 use zerog_lifecycle::event::FailureReason;
 use zerog_protocol::ids::canonical_adapter_name;
 use zerog_protocol::sealed_archive::ArchiveError;
-use zerog_storage::Error as StorageError;
 use zeroize::Zeroizing;
 
-use super::EffectError;
+use super::{EffectError, StoredFile};
 use crate::app::App;
 use crate::external::{ExternalEngine, ExternalError};
 use crate::inference_role::{Engine, InferenceRole, adapter_id};
@@ -119,29 +118,21 @@ async fn fetch(
     })?;
     // The archive of this provider's own task is still here; it is what was stored.
     let own = app.vault.archive_path(&row.task_id);
-    let folder;
+    let fetched;
     let source = if own.is_file() {
         own
     } else {
-        folder = tempfile::tempdir_in(app.vault.incoming())?;
         let root: B256 = row.storage_root.parse().map_err(|_| {
             EffectError::permanent(
                 FailureReason::DatasetUnavailable,
                 "the storage root is not a hash",
             )
         })?;
-        let path = folder.path().join("archive");
-        app.storage
-            .download_file(root, &path, &|_| {})
-            .await
-            .map_err(|error| match error {
-                StorageError::NotFound { .. } => EffectError::permanent(
-                    FailureReason::DatasetUnavailable,
-                    "the adapter is not in 0G Storage",
-                ),
-                other => EffectError::retry(FailureReason::DatasetUnavailable, other),
-            })?;
-        path
+        fetched = StoredFile::fetch(app, root, FailureReason::DatasetUnavailable, || {
+            "the adapter is not in 0G Storage".to_owned()
+        })
+        .await?;
+        fetched.path()
     };
     app.run_blocking(move || {
         let zip = open_to_memory(&source, &key, Some(signer)).map_err(|error| match error {

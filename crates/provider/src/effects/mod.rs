@@ -6,6 +6,7 @@ mod deliver;
 mod prepare;
 mod runner;
 mod settle;
+mod stored_file;
 mod timers;
 mod train;
 
@@ -20,6 +21,7 @@ pub(crate) use adapters::{Reload, register_own_adapter, reload};
 pub(crate) use clean_up::{remove_dataset, sweep_datasets};
 pub(crate) use deliver::acknowledged_on_chain;
 pub(crate) use runner::start;
+pub(crate) use stored_file::StoredFile;
 
 /// What users are told about a full disk.
 const DISK_FULL: &str = "the provider has no disk space left; the task goes on when there is room";

@@ -9,14 +9,13 @@ use zerog_lifecycle::fee;
 use zerog_lifecycle::{EffectKey, Event};
 use zerog_protocol::FileKey;
 use zerog_protocol::training_params::TrainingParams;
-use zerog_storage::Error as StorageError;
 use zerog_tokenization::{
     Dataset, ExampleError, RenderOptions, TokenCount, Tokenizer, count_tokens,
 };
 use zerog_trainer::{JOB_VERSION, Job, JobDirectory};
 use zeroize::Zeroizing;
 
-use super::EffectError;
+use super::{EffectError, StoredFile};
 use crate::app::App;
 use crate::catalogue::BaseModelEntry;
 use crate::continued;
@@ -84,22 +83,12 @@ async fn find_dataset(
             "the dataset hash is not 0x and 64 digits",
         )
     })?;
-    let folder = tempfile::tempdir_in(app.vault.incoming())?;
-    let path = folder.path().join("dataset");
-    app.storage
-        .download_file(root, &path, &|_| {})
-        .await
-        .map_err(|error| match error {
-            StorageError::NotFound { .. } => EffectError::permanent(
-                FailureReason::DatasetUnavailable,
-                format!(
-                    "the dataset {hash} was neither uploaded to this provider nor found in 0G Storage"
-                ),
-            ),
-            other => EffectError::retry(FailureReason::DatasetUnavailable, other),
-        })?;
+    let fetched = StoredFile::fetch(app, root, FailureReason::DatasetUnavailable, || {
+        format!("the dataset {hash} was neither uploaded to this provider nor found in 0G Storage")
+    })
+    .await?;
     let limit = app.config.limits.max_dataset_bytes;
-    let bytes = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
+    let bytes = std::fs::metadata(fetched.path()).map_or(0, |metadata| metadata.len());
     if bytes > limit {
         let detail = format!("the dataset has {bytes} bytes, more than the {limit} allowed");
         return Err(EffectError::permanent(
@@ -121,10 +110,9 @@ async fn find_dataset(
         created_ms: app.clock.now().0,
     };
     let target = app.vault.dataset_path(&dataset.file);
-    app.run_blocking(move || seal_download(&path, &target, &key))
+    app.run_blocking(move || seal_download(&fetched.path(), &target, &key))
         .await?;
     app.store.insert_dataset(&dataset).await?;
-    drop(folder);
     // Another attempt may have been faster; the stored row counts.
     app.store
         .dataset(user, &hash)

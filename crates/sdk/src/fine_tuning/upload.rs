@@ -15,12 +15,11 @@ use zerog_protocol::{SecretKey, signing};
 use crate::broker::Context;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
-use crate::provider_client::{Answer, join, parse_json, pause_for};
+use crate::provider_client::{Answer, Backoff, join, parse_json};
 
 const OPERATION: &str = "upload dataset";
-/// Times in a row that a part may fail: with the pauses between them, an interruption of about two minutes.
+/// Times in a row that a part may fail: with the pauses between them, an interruption of about a minute.
 const MOST_FAILURES: u32 = 8;
-/// First pause after a failure; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
@@ -100,13 +99,15 @@ impl Upload<'_> {
         on_progress: &mut (impl FnMut(Progress) + Send),
     ) -> Result<Option<String>> {
         let id = hex::encode(rand::random::<[u8; 16]>());
-        let (mut offset, mut failures, mut pause) = (0, 0, FIRST_PAUSE);
+        let (mut offset, mut failures) = (0, 0);
+        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         while offset < bytes {
             let sent = self.send_part(file, &id, offset).await;
             let error = match sent {
                 Ok(end) if end > offset && end <= bytes => {
                     offset = end;
-                    (failures, pause) = (0, FIRST_PAUSE);
+                    failures = 0;
+                    backoff.reset();
                     on_progress(Progress::Transfer {
                         done_bytes: offset,
                         total_bytes: Some(bytes),
@@ -134,8 +135,7 @@ impl Upload<'_> {
             on_progress(Progress::notice(format!(
                 "The upload was interrupted at {offset} of {bytes} bytes and goes on there: {error}"
             )));
-            tokio::time::sleep(pause_for(&error, pause)).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            backoff.pause(&error).await;
         }
         Ok(Some(id))
     }
@@ -159,7 +159,8 @@ impl Upload<'_> {
 
     /// Tells the provider that all parts are there. It may be told twice.
     async fn finish(&self, sealed: &SealedFile, id: &str) -> Result<Answer> {
-        let (mut failures, mut pause) = (0, FIRST_PAUSE);
+        let mut failures = 0;
+        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         loop {
             let form = self.sealed_fields(sealed).text("uploadId", id.to_owned());
             let timeout = Duration::from_secs(300);
@@ -170,8 +171,7 @@ impl Upload<'_> {
             {
                 Err(error) if error.is_passing() && failures + 1 < MOST_FAILURES => {
                     failures += 1;
-                    tokio::time::sleep(pause_for(&error, pause)).await;
-                    pause = (pause * 2).min(LONGEST_PAUSE);
+                    backoff.pause(&error).await;
                 }
                 other => return other,
             }

@@ -63,6 +63,23 @@ fn accept(request: &Request) -> Option<Response> {
     })
 }
 
+/// What the enclave reads in a sealed file that came with `form`.
+fn opened(world: &World, form: &Request, hash: B256, file: &[u8]) -> Vec<u8> {
+    let sealed_key = String::from_utf8(field(form, "sealedKey")).unwrap();
+    let (user, id) = (world.user.address(), hash.to_string());
+    let context = SealContext {
+        chain_id: 31337,
+        provider: world.provider,
+        user,
+        purpose: SealPurpose::Dataset,
+        id: &id,
+    };
+    let key = open_key(world.keys.sealing.expose_secret(), &context, &sealed_key).unwrap();
+    let mut plain = Vec::new();
+    sealed_archive::decrypt_signed_by(&mut &file[..], &mut plain, &key, user).unwrap();
+    plain
+}
+
 #[tokio::test]
 async fn a_dataset_travels_sealed_and_opens_in_the_enclave_alone() {
     let world = World::start().await;
@@ -85,19 +102,7 @@ async fn a_dataset_travels_sealed_and_opens_in_the_enclave_alone() {
     );
     assert_eq!(field(&request, "sealVersion"), b"1");
     assert_eq!(field(&request, "datasetHash"), hash.to_string().as_bytes());
-    let sealed_key = String::from_utf8(field(&request, "sealedKey")).unwrap();
-    let context = SealContext {
-        chain_id: 31337,
-        provider: world.provider,
-        user: world.user.address(),
-        purpose: SealPurpose::Dataset,
-        id: &hash.to_string(),
-    };
-    let key = open_key(world.keys.sealing.expose_secret(), &context, &sealed_key).unwrap();
-    let mut plain = Vec::new();
-    let file = field(&request, "file");
-    sealed_archive::decrypt_signed_by(&mut file.as_slice(), &mut plain, &key, world.user.address())
-        .unwrap();
+    let plain = opened(&world, &request, hash, &field(&request, "file"));
     assert_eq!(plain, RECORD.repeat(20).as_bytes());
     let signature = String::from_utf8(field(&request, "signature")).unwrap();
     let timestamp: u64 = String::from_utf8(field(&request, "timestamp"))
@@ -168,19 +173,8 @@ async fn an_interrupted_upload_goes_on_where_it_was() {
     assert!(uploaded.sealed);
 
     let form = world.requests("/dataset").pop().unwrap();
-    let sealed_key = String::from_utf8(field(&form, "sealedKey")).unwrap();
-    let context = SealContext {
-        chain_id: 31337,
-        provider: world.provider,
-        user: world.user.address(),
-        purpose: SealPurpose::Dataset,
-        id: &hash.to_string(),
-    };
-    let key = open_key(world.keys.sealing.expose_secret(), &context, &sealed_key).unwrap();
     let file = kept.lock().unwrap().clone();
-    let mut plain = Vec::new();
-    sealed_archive::decrypt_signed_by(&mut file.as_slice(), &mut plain, &key, world.user.address())
-        .unwrap();
+    let plain = opened(&world, &form, hash, &file);
     assert!(plain == content.as_bytes());
     let id = String::from_utf8(field(&form, "uploadId")).unwrap();
     let parts = world.requests("/dataset/parts/");
