@@ -28,6 +28,14 @@ contract FineTuningServing is SubAccounts {
         bool teeSignerAcknowledged;
     }
 
+    /// What is stored of a service beside its head.
+    struct ServiceBody {
+        string url;
+        Quota quota;
+        uint256 pricePerToken;
+        string[] models;
+    }
+
     struct Deliverable {
         string id;
         bytes modelRootHash;
@@ -105,9 +113,7 @@ contract FineTuningServing is SubAccounts {
     /// deliverable gets min(ackWindow, lockTime / 2) when it is added and keeps it.
     uint256 public ackWindow;
 
-    mapping(address provider => Service) private _services;
-    mapping(address provider => uint256) private _servicePositions; // from 1; 0 means none
-    address[] private _serviceProviders;
+    mapping(address provider => ServiceBody) private _serviceBodies;
     mapping(bytes32 recordKey => Record) private _records;
     mapping(bytes32 ringKey => bytes32[MAX_DELIVERABLES]) private _rings;
 
@@ -221,16 +227,14 @@ contract FineTuningServing is SubAccounts {
         _requireLength("gpuType", bytes(quota.gpuType).length, MAX_TEXT_LENGTH);
         _requireLength("models", models.length, MAX_MODELS);
 
-        Service storage service = _services[msg.sender];
-        if (_servicePositions[msg.sender] == 0) {
-            _serviceProviders.push(msg.sender);
-            _servicePositions[msg.sender] = _serviceProviders.length;
-            service.provider = msg.sender;
+        ServiceHead memory head = _takePlace();
+        if (head.teeSignerAddress != teeSignerAddress) {
+            head.teeSignerAddress = teeSignerAddress;
+            head.teeSignerAcknowledged = false;
         }
-        if (service.teeSignerAddress != teeSignerAddress) {
-            service.teeSignerAddress = teeSignerAddress;
-            service.teeSignerAcknowledged = false;
-        }
+        head.occupied = occupied;
+        _serviceHeads[msg.sender] = head;
+        ServiceBody storage service = _serviceBodies[msg.sender];
         // Unchanged texts are not written again: `occupied` is flipped twice in each task.
         if (_differs(service.url, url)) service.url = url;
         service.quota.cpuCount = quota.cpuCount;
@@ -239,24 +243,14 @@ contract FineTuningServing is SubAccounts {
         service.quota.nodeStorage = quota.nodeStorage;
         if (_differs(service.quota.gpuType, quota.gpuType)) service.quota.gpuType = quota.gpuType;
         service.pricePerToken = pricePerToken;
-        service.occupied = occupied;
         _storeModels(service.models, models);
         emit ServiceUpdated(msg.sender, url, quota, pricePerToken, teeSignerAddress, occupied);
     }
 
     /// @notice Removes the caller's service and returns its stake.
     function removeService() external nonReentrant {
-        uint256 position = _servicePositions[msg.sender];
-        if (position == 0) revert ServiceNotExist(msg.sender);
-        uint256 last = _serviceProviders.length;
-        if (position != last) {
-            address moved = _serviceProviders[last - 1];
-            _serviceProviders[position - 1] = moved;
-            _servicePositions[moved] = position;
-        }
-        _serviceProviders.pop();
-        delete _servicePositions[msg.sender];
-        delete _services[msg.sender];
+        _leavePlace();
+        delete _serviceBodies[msg.sender];
         if (!_returnStake()) revert ETHTransferFailed();
         emit ServiceRemoved(msg.sender);
     }
@@ -318,11 +312,11 @@ contract FineTuningServing is SubAccounts {
     /// acknowledged, otherwise the penalty share once the acknowledgement window has passed.
     function settleFees(VerifierInput calldata input) external nonReentrant {
         SubAccount storage account = _existing(input.user, msg.sender);
-        if (_servicePositions[msg.sender] == 0) revert ServiceNotExist(msg.sender);
-        address signer = _services[msg.sender].teeSignerAddress;
-        if (
-            !account.acknowledged || !_services[msg.sender].teeSignerAcknowledged || signer == address(0)
-        ) revert InvalidVerifierInput("TEE signer not acknowledged");
+        ServiceHead memory head = _existingHead(msg.sender);
+        address signer = head.teeSignerAddress;
+        if (!account.acknowledged || !head.teeSignerAcknowledged || signer == address(0)) {
+            revert InvalidVerifierInput("TEE signer not acknowledged");
+        }
         if (account.nonce >= input.nonce) {
             revert InvalidVerifierInput("nonce should larger than the current nonce");
         }
@@ -467,8 +461,8 @@ contract FineTuningServing is SubAccounts {
 
     /// @notice The service of `provider`; reverts if there is none.
     function getService(address provider) external view returns (Service memory service) {
-        if (_servicePositions[provider] == 0) revert ServiceNotExist(provider);
-        return _services[provider];
+        _existingHead(provider);
+        return _service(provider);
     }
 
     /// @notice All services.
@@ -476,7 +470,7 @@ contract FineTuningServing is SubAccounts {
         uint256 total = _serviceProviders.length;
         services = new Service[](total);
         for (uint256 i = 0; i < total; ++i) {
-            services[i] = _services[_serviceProviders[i]];
+            services[i] = _service(_serviceProviders[i]);
         }
     }
 
@@ -485,6 +479,19 @@ contract FineTuningServing is SubAccounts {
     function _requireIdLength(string calldata id) private pure {
         uint256 length = bytes(id).length;
         if (length == 0 || length > MAX_ID_LENGTH) revert DeliverableIdInvalidLength(length);
+    }
+
+    function _service(address provider) private view returns (Service memory service) {
+        ServiceHead memory head = _serviceHeads[provider];
+        ServiceBody storage body = _serviceBodies[provider];
+        service.provider = provider;
+        service.url = body.url;
+        service.quota = body.quota;
+        service.pricePerToken = body.pricePerToken;
+        service.occupied = head.occupied;
+        service.models = body.models;
+        service.teeSignerAddress = head.teeSignerAddress;
+        service.teeSignerAcknowledged = head.teeSignerAcknowledged;
     }
 
     function _storeModels(string[] storage stored, string[] calldata models) private {
@@ -590,17 +597,6 @@ contract FineTuningServing is SubAccounts {
         for (uint256 i = start; i < end; ++i) {
             accounts[i - start] = _summary(_accounts[keys.items[i]]);
         }
-    }
-
-    function _setServiceAcknowledged(address provider, bool acknowledged)
-        internal
-        override
-        returns (address)
-    {
-        if (_servicePositions[provider] == 0) revert ServiceNotExist(provider);
-        Service storage service = _services[provider];
-        service.teeSignerAcknowledged = acknowledged;
-        return service.teeSignerAddress;
     }
 
     function _onDelete(bytes32, SubAccount storage account) internal override {

@@ -31,6 +31,17 @@ contract InferenceServing is SubAccounts {
         bool teeSignerAcknowledged;
     }
 
+    /// What is stored of a service beside its head.
+    struct ServiceBody {
+        string serviceType;
+        string url;
+        uint256 inputPrice;
+        uint256 outputPrice;
+        string model;
+        string verifiability;
+        string additionalInfo;
+    }
+
     struct Account {
         address user;
         address provider;
@@ -71,9 +82,7 @@ contract InferenceServing is SubAccounts {
     uint256 private constant MAX_BATCH_USERS = 500;
     uint256 private constant MAX_TOKEN_IDS = 256;
 
-    mapping(address provider => Service) private _services;
-    mapping(address provider => uint256) private _servicePositions; // from 1; 0 means none
-    address[] private _serviceProviders;
+    mapping(address provider => ServiceBody) private _serviceBodies;
     mapping(bytes32 key => uint256) private _revokedBitmaps;
 
     event ServiceUpdated(
@@ -126,15 +135,10 @@ contract InferenceServing is SubAccounts {
         _requireLength("model", bytes(params.model).length, MAX_TEXT_LENGTH);
         _requireLength("verifiability", bytes(params.verifiability).length, MAX_TEXT_LENGTH);
 
-        Service storage service = _services[msg.sender];
-        if (_servicePositions[msg.sender] == 0) {
-            _serviceProviders.push(msg.sender);
-            _servicePositions[msg.sender] = _serviceProviders.length;
-            service.provider = msg.sender;
-        }
+        ServiceHead memory head = _takePlace();
+        ServiceBody storage service = _serviceBodies[msg.sender];
         // Unchanged texts are compared and not written again: much less gas for a price update.
-        bool changed = service.teeSignerAddress != params.teeSignerAddress;
-        if (changed) service.teeSignerAddress = params.teeSignerAddress;
+        bool changed = head.teeSignerAddress != params.teeSignerAddress;
         if (_differs(service.serviceType, params.serviceType)) {
             service.serviceType = params.serviceType;
             changed = true;
@@ -151,11 +155,13 @@ contract InferenceServing is SubAccounts {
             service.additionalInfo = params.additionalInfo;
             changed = true;
         }
-        if (changed) service.teeSignerAcknowledged = false;
+        if (changed) head.teeSignerAcknowledged = false;
+        head.teeSignerAddress = params.teeSignerAddress;
+        head.updatedAt = uint48(block.timestamp);
+        _serviceHeads[msg.sender] = head;
         if (_differs(service.url, params.url)) service.url = params.url;
         service.inputPrice = params.inputPrice;
         service.outputPrice = params.outputPrice;
-        service.updatedAt = block.timestamp;
         emit ServiceUpdated(
             msg.sender,
             params.serviceType,
@@ -170,17 +176,8 @@ contract InferenceServing is SubAccounts {
 
     /// @notice Removes the caller's service and returns its stake.
     function removeService() external nonReentrant {
-        uint256 position = _servicePositions[msg.sender];
-        if (position == 0) revert ServiceNotExist(msg.sender);
-        uint256 last = _serviceProviders.length;
-        if (position != last) {
-            address moved = _serviceProviders[last - 1];
-            _serviceProviders[position - 1] = moved;
-            _servicePositions[moved] = position;
-        }
-        _serviceProviders.pop();
-        delete _servicePositions[msg.sender];
-        delete _services[msg.sender];
+        _leavePlace();
+        delete _serviceBodies[msg.sender];
         if (!_returnStake()) revert TransferFailed();
         emit ServiceRemoved(msg.sender);
     }
@@ -347,8 +344,8 @@ contract InferenceServing is SubAccounts {
 
     /// @notice The service of `provider`; reverts if there is none.
     function getService(address provider) external view returns (Service memory service) {
-        if (_servicePositions[provider] == 0) revert ServiceNotExist(provider);
-        return _services[provider];
+        _existingHead(provider);
+        return _service(provider);
     }
 
     /// @notice One page of all services.
@@ -361,13 +358,13 @@ contract InferenceServing is SubAccounts {
         (uint256 start, uint256 end) = _page(offset, limit, total);
         services = new Service[](end - start);
         for (uint256 i = start; i < end; ++i) {
-            services[i - start] = _services[_serviceProviders[i]];
+            services[i - start] = _service(_serviceProviders[i]);
         }
     }
 
     /// @notice Whether `provider` has a service.
     function serviceExists(address provider) external view returns (bool) {
-        return _servicePositions[provider] != 0;
+        return _serviceHeads[provider].position != 0;
     }
 
     // --- Helpers ----------------------------------------------------------------------------------
@@ -377,16 +374,32 @@ contract InferenceServing is SubAccounts {
         if (count > MAX_SETTLEMENTS) revert TooManySettlements(count, MAX_SETTLEMENTS);
     }
 
+    function _service(address provider) private view returns (Service memory service) {
+        ServiceHead memory head = _serviceHeads[provider];
+        ServiceBody storage body = _serviceBodies[provider];
+        service.provider = provider;
+        service.serviceType = body.serviceType;
+        service.url = body.url;
+        service.inputPrice = body.inputPrice;
+        service.outputPrice = body.outputPrice;
+        service.updatedAt = head.updatedAt;
+        service.model = body.model;
+        service.verifiability = body.verifiability;
+        service.additionalInfo = body.additionalInfo;
+        service.teeSignerAddress = head.teeSignerAddress;
+        service.teeSignerAcknowledged = head.teeSignerAcknowledged;
+    }
+
     /// Status of one item for the caller, and the part of its fee that would stay unpaid.
     function _judge(TEESettlementData calldata item) private view returns (SettlementStatus, uint256) {
         uint256 fee = item.totalFee;
         if (item.provider != msg.sender) return (SettlementStatus.PROVIDER_MISMATCH, fee);
         SubAccount storage account = _accounts[_key(item.user, msg.sender)];
         if (!account.exists) return (SettlementStatus.INVALID_SIGNATURE, fee);
-        if (_servicePositions[msg.sender] == 0) return (SettlementStatus.PROVIDER_MISMATCH, fee);
-        Service storage service = _services[msg.sender];
-        address signer = service.teeSignerAddress;
-        if (!account.acknowledged || !service.teeSignerAcknowledged || signer == address(0)) {
+        ServiceHead memory head = _serviceHeads[msg.sender];
+        if (head.position == 0) return (SettlementStatus.PROVIDER_MISMATCH, fee);
+        address signer = head.teeSignerAddress;
+        if (!account.acknowledged || !head.teeSignerAcknowledged || signer == address(0)) {
             return (SettlementStatus.NO_TEE_SIGNER, fee);
         }
         if (account.nonce >= item.nonce) return (SettlementStatus.INVALID_NONCE, fee);
@@ -426,17 +439,6 @@ contract InferenceServing is SubAccounts {
         for (uint256 i = start; i < end; ++i) {
             accounts[i - start] = _view(_accounts[keys.items[i]]);
         }
-    }
-
-    function _setServiceAcknowledged(address provider, bool acknowledged)
-        internal
-        override
-        returns (address)
-    {
-        if (_servicePositions[provider] == 0) revert ServiceNotExist(provider);
-        Service storage service = _services[provider];
-        service.teeSignerAcknowledged = acknowledged;
-        return service.teeSignerAddress;
     }
 
     function _onDelete(bytes32 key, SubAccount storage) internal override {

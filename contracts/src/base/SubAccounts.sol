@@ -46,6 +46,15 @@ abstract contract SubAccounts is Owned, InitializedOnce, ReentrancyGuard, IServi
         string additionalInfo;
     }
 
+    /// What calls read of a service, in one slot; texts, prices and the like stay with the service contract.
+    struct ServiceHead {
+        address teeSignerAddress;
+        bool teeSignerAcknowledged;
+        uint32 position; // in _serviceProviders, from 1; 0 means that there is no service
+        bool occupied; // fine-tuning
+        uint48 updatedAt; // inference
+    }
+
     /// Entries from `length` on are leftovers: clearing them would cost more than a fixed gas limit
     /// of the Python client leaves.
     struct KeyList {
@@ -71,6 +80,8 @@ abstract contract SubAccounts is Owned, InitializedOnce, ReentrancyGuard, IServi
     KeyList internal _keys;
     mapping(address provider => KeyList) internal _keysOfProvider;
     mapping(address provider => uint256) private _stakes;
+    mapping(address provider => ServiceHead) internal _serviceHeads;
+    address[] internal _serviceProviders;
 
     event BalanceUpdated(
         address indexed user, address indexed provider, uint256 amount, uint256 pendingRefund
@@ -345,6 +356,40 @@ abstract contract SubAccounts is Owned, InitializedOnce, ReentrancyGuard, IServi
         (ok,) = msg.sender.call{value: stake}("");
     }
 
+    /// The head of the caller's service, which gets a place in the list if it is new; the caller writes it back.
+    function _takePlace() internal returns (ServiceHead memory head) {
+        head = _serviceHeads[msg.sender];
+        if (head.position == 0) {
+            _serviceProviders.push(msg.sender);
+            head.position = uint32(_serviceProviders.length);
+        }
+    }
+
+    /// Takes the caller's service out of the list; the last one takes its place.
+    function _leavePlace() internal {
+        uint32 position = _existingHead(msg.sender).position;
+        uint256 last = _serviceProviders.length;
+        if (position != last) {
+            address moved = _serviceProviders[last - 1];
+            _serviceProviders[position - 1] = moved;
+            _serviceHeads[moved].position = position;
+        }
+        _serviceProviders.pop();
+        delete _serviceHeads[msg.sender];
+    }
+
+    function _existingHead(address provider) internal view returns (ServiceHead storage head) {
+        head = _serviceHeads[provider];
+        if (head.position == 0) revert ServiceNotExist(provider);
+    }
+
+    /// Sets the owner's flag of a service and returns its TEE signer.
+    function _setServiceAcknowledged(address provider, bool acknowledged) private returns (address) {
+        ServiceHead storage head = _existingHead(provider);
+        head.teeSignerAcknowledged = acknowledged;
+        return head.teeSignerAddress;
+    }
+
     function _differs(string storage stored, string calldata text) internal view returns (bool) {
         if (bytes(stored).length != bytes(text).length) return true;
         return keccak256(bytes(stored)) != keccak256(bytes(text));
@@ -421,12 +466,6 @@ abstract contract SubAccounts is Owned, InitializedOnce, ReentrancyGuard, IServi
     }
 
     // --- What differs ---------------------------------------------------------------------------
-
-    /// Sets the owner's flag of a service and returns its TEE signer; reverts without a service.
-    function _setServiceAcknowledged(address provider, bool acknowledged)
-        internal
-        virtual
-        returns (address teeSigner);
 
     /// Clears what the service contract keeps beside the money.
     function _onDelete(bytes32 key, SubAccount storage account) internal virtual;

@@ -7,6 +7,7 @@
 use half::bf16;
 
 use super::Weight;
+use super::invariant::Streams;
 
 /// Integers that share a scale.
 pub const BLOCK: usize = 32;
@@ -42,7 +43,7 @@ impl<'a> Int8Weight<'a> {
 
     /// Row `index`, widened.
     pub(super) fn copy_row(&self, index: usize, output: &mut [f32]) {
-        let (values, scales) = self.rows(index, 1);
+        let (values, scales) = self.row(index);
         for ((output, values), scale) in output
             .chunks_mut(BLOCK)
             .zip(values.chunks(BLOCK))
@@ -55,30 +56,30 @@ impl<'a> Int8Weight<'a> {
         }
     }
 
-    fn rows(&self, first: usize, count: usize) -> (&'a [i8], &'a [bf16]) {
+    /// The integers and the scales of row `index`.
+    fn row(&self, index: usize) -> (&'a [i8], &'a [bf16]) {
         let blocks = self.inputs.div_ceil(BLOCK);
         (
-            &self.values[first * self.inputs..(first + count) * self.inputs],
-            &self.scales[first * blocks..(first + count) * blocks],
+            &self.values[index * self.inputs..][..self.inputs],
+            &self.scales[index * blocks..][..blocks],
         )
     }
 
-    /// Sums of `M` rows of activations with `N` rows of weights from `output` on.
+    /// Sums of `M` rows of activations with `N` rows of weights.
     #[inline]
     pub(super) fn tile<const M: usize, const N: usize>(
         &self,
         x: &[f32],
-        output: usize,
+        streams: Streams,
         wide: bool,
     ) -> [[f32; N]; M] {
-        let (values, scales) = self.rows(output, N);
         #[cfg(target_arch = "x86_64")]
         if wide {
             // SAFETY: `wide` is set only where AVX2 and FMA were detected.
-            return unsafe { wide::tile::<M, N>(x, values, scales, self.inputs) };
+            return unsafe { wide::tile::<M, N>(x, *self, streams) };
         }
         let _ = wide;
-        portable_tile(x, values, scales, self.inputs)
+        portable_tile(x, *self, streams)
     }
 }
 
@@ -127,17 +128,15 @@ fn rounded_up(value: f32) -> bf16 {
 /// Eight interleaved sums a block, scaled and added to eight interleaved sums a row; the order of the wide kernel.
 fn portable_tile<const M: usize, const N: usize>(
     x: &[f32],
-    values: &[i8],
-    scales: &[bf16],
-    inputs: usize,
+    weight: Int8Weight<'_>,
+    streams: Streams,
 ) -> [[f32; N]; M] {
-    let blocks = inputs.div_ceil(BLOCK);
+    let inputs = weight.inputs;
     let mut sums = [[0.0; N]; M];
     for (row, sums) in sums.iter_mut().enumerate() {
         let x = &x[row * inputs..(row + 1) * inputs];
         for (output, sum) in sums.iter_mut().enumerate() {
-            let values = &values[output * inputs..(output + 1) * inputs];
-            let scales = &scales[output * blocks..(output + 1) * blocks];
+            let (values, scales) = weight.row(streams.row(output));
             let mut lanes = [0.0_f32; 8];
             for ((x, values), scale) in x.chunks(BLOCK).zip(values.chunks(BLOCK)).zip(scales) {
                 let mut partial = [0.0_f32; 8];
@@ -156,31 +155,42 @@ fn portable_tile<const M: usize, const N: usize>(
 
 #[cfg(target_arch = "x86_64")]
 mod wide {
-    use super::{BLOCK, widened};
-    use half::bf16;
+    use super::{BLOCK, Int8Weight, Streams, widened};
     use std::arch::x86_64::*;
 
-    /// `M × N` sums over `inputs` with AVX2 and FMA; `x` holds `M` rows, `values` and `scales` `N` rows.
+    /// `M × N` sums over the columns of `weight` with AVX2 and FMA; `x` holds `M` rows.
     #[target_feature(enable = "avx2,fma")]
     #[allow(clippy::needless_range_loop)] // Plain indices keep the tile in registers and the loops readable.
     pub(super) fn tile<const M: usize, const N: usize>(
         x: &[f32],
-        values: &[i8],
-        scales: &[bf16],
-        inputs: usize,
+        weight: Int8Weight<'_>,
+        streams: Streams,
     ) -> [[f32; N]; M] {
+        let Int8Weight {
+            values,
+            scales,
+            inputs,
+        } = weight;
         let blocks = inputs.div_ceil(BLOCK);
-        assert!(x.len() >= M * inputs && values.len() >= N * inputs && scales.len() >= N * blocks);
+        assert!(x.len() >= M * inputs && streams.fit::<N>(values.len(), inputs));
+        assert!(streams.fit::<N>(scales.len(), blocks));
         let mut sums = [[_mm256_setzero_ps(); N]; M];
         let whole = inputs / BLOCK;
+        let to_fetch = streams.to_fetch::<N>();
         for block in 0..whole {
             let first = block * BLOCK;
+            for number in to_fetch.clone() {
+                // The address may be behind the weight: it is a hint and never read.
+                let place = streams.row_ahead(number) * inputs + first;
+                _mm_prefetch::<_MM_HINT_T0>(values.as_ptr().wrapping_add(place));
+            }
             for output in 0..N {
+                let output_row = streams.row(output);
                 // SAFETY: block `block` of this row lies inside `values`, its scale inside `scales`.
                 let (start, scale) = unsafe {
                     (
-                        values.as_ptr().add(output * inputs + first),
-                        *scales.as_ptr().add(output * blocks + block),
+                        values.as_ptr().add(output_row * inputs + first),
+                        *scales.as_ptr().add(output_row * blocks + block),
                     )
                 };
                 let scale = _mm256_set1_ps(widened(scale));
@@ -207,12 +217,10 @@ mod wide {
         let first = whole * BLOCK;
         if first < inputs {
             for output in 0..N {
-                let scale = _mm256_set1_ps(widened(scales[output * blocks + whole]));
+                let (values, scales) = weight.row(streams.row(output));
+                let scale = _mm256_set1_ps(widened(scales[whole]));
                 let mut right = [0.0_f32; BLOCK];
-                for (right, value) in right
-                    .iter_mut()
-                    .zip(&values[output * inputs + first..(output + 1) * inputs])
-                {
+                for (right, value) in right.iter_mut().zip(&values[first..]) {
                     *right = f32::from(*value);
                 }
                 for row in 0..M {

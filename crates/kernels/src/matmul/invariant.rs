@@ -10,15 +10,22 @@ use crate::dispatch::has_avx2;
 use crate::shared::Disjoint;
 use half::bf16;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Interleaved partial sums along `K`.
 const LANES: usize = 8;
 /// Elements of activations that stay in the second-level cache while weights stream past.
-const BLOCK_ELEMENTS: usize = 64 * 1024;
+const BLOCK_ELEMENTS: usize = 80 * 1024;
 /// Most rows of activations of such a block.
 const MOST_ROWS_PER_BLOCK: usize = 64;
-/// Output features per piece of parallel work; a multiple of the tiles' three and of a single row's eight.
-const OUTPUTS_PER_PIECE: usize = 72;
+/// Most rows of activations of a tile.
+const MOST_TILE_ROWS: usize = 4;
+/// Output features of a piece of parallel work are a multiple of this: of the tiles' three and of a single row's eight.
+const PIECE_STEP: usize = 24;
+/// Most of them: long runs of weights are read faster than short ones.
+const MOST_OUTPUTS_PER_PIECE: usize = 144;
+/// Pieces for each thread, so that threads end together.
+const PIECES_PER_THREAD: usize = 4;
 /// Multiplications below which the product runs on the calling thread.
 const PARALLEL_WORK: usize = 1 << 20;
 
@@ -64,18 +71,17 @@ fn run<W: Rows>(shape: Shape, x: &[f32], weight: W, y: &mut [f32], write: Write)
             tile.block(block..block_end, first..last);
         }
     };
-    if rows * outputs * inputs < PARALLEL_WORK || outputs <= OUTPUTS_PER_PIECE {
+    if rows * outputs * inputs < PARALLEL_WORK {
         piece(0, outputs);
-    } else {
-        (0..outputs.div_ceil(OUTPUTS_PER_PIECE))
-            .into_par_iter()
-            .for_each(|index| {
-                piece(
-                    index * OUTPUTS_PER_PIECE,
-                    ((index + 1) * OUTPUTS_PER_PIECE).min(outputs),
-                );
-            });
+        return;
     }
+    let wanted = outputs / (PIECES_PER_THREAD * rayon::current_num_threads());
+    let size = wanted
+        .next_multiple_of(PIECE_STEP)
+        .clamp(PIECE_STEP, MOST_OUTPUTS_PER_PIECE);
+    (0..outputs.div_ceil(size))
+        .into_par_iter()
+        .for_each(|index| piece(index * size, ((index + 1) * size).min(outputs)));
 }
 
 struct Tile<'a, W> {
@@ -90,64 +96,142 @@ struct Tile<'a, W> {
 
 impl<W: Rows> Tile<'_, W> {
     /// Computes the elements `rows × outputs`, which no other thread computes.
-    fn block(&self, rows: std::ops::Range<usize>, outputs: std::ops::Range<usize>) {
-        let mut output = outputs.start;
-        // A single row is bound by reading weights; eight streams keep the arithmetic units busy.
-        if rows.len() == 1 {
-            while output + 8 <= outputs.end {
-                self.tile::<1, 8>(rows.start, output);
-                output += 8;
-            }
+    ///
+    /// Where one tile holds all rows, reading weights is the limit: its weights lie far apart, so that each of them
+    /// begins a run of rows that the processor reads ahead by itself. With more tiles the weights of a tile lie side by
+    /// side and are used again at once; those of the next are fetched meanwhile.
+    fn block(&self, rows: Range<usize>, outputs: Range<usize>) {
+        let done = match rows.len() {
+            // Eight streams keep the arithmetic units busy with a single row.
+            1 => self.far::<8>(&rows, &outputs),
+            2..=MOST_TILE_ROWS => self.far::<3>(&rows, &outputs),
+            _ => self.near::<3>(&rows, &outputs),
+        };
+        for output in outputs.start + done..outputs.end {
+            self.column::<1>(&rows, Streams::single(output));
         }
-        while output + 3 <= outputs.end {
-            self.column::<3>(rows.clone(), output);
-            output += 3;
+    }
+
+    /// Computes as many outputs as make `N` equal runs side by side and returns their number.
+    fn far<const N: usize>(&self, rows: &Range<usize>, outputs: &Range<usize>) -> usize {
+        let stride = outputs.len() / N;
+        for first in outputs.start..outputs.start + stride {
+            let streams = Streams {
+                first,
+                stride,
+                ahead: 1,
+                ..Streams::single(first)
+            };
+            self.column::<N>(rows, streams);
         }
-        while output < outputs.end {
-            self.column::<1>(rows.clone(), output);
-            output += 1;
+        stride * N
+    }
+
+    /// Computes as many outputs as make groups of `N` and returns their number.
+    fn near<const N: usize>(&self, rows: &Range<usize>, outputs: &Range<usize>) -> usize {
+        let groups = outputs.len() / N;
+        for group in 0..groups {
+            let first = outputs.start + group * N;
+            let streams = Streams {
+                ahead: N,
+                ..Streams::single(first)
+            };
+            self.column::<N>(rows, streams);
         }
+        groups * N
     }
 
     /// Four rows by three weights are twelve sums in flight, which hides the latency of the arithmetic units, and each
     /// widened weight is used four times.
-    fn column<const N: usize>(&self, rows: std::ops::Range<usize>, output: usize) {
+    fn column<const N: usize>(&self, rows: &Range<usize>, mut streams: Streams) {
+        streams.tiles = rows.len().div_ceil(MOST_TILE_ROWS);
         let mut row = rows.start;
         while row < rows.end {
             row += match rows.end - row {
-                1 => self.tile::<1, N>(row, output),
-                2 => self.tile::<2, N>(row, output),
+                1 => self.tile::<1, N>(row, streams),
+                2 => self.tile::<2, N>(row, streams),
                 // Five rows are better three and two than four and one.
-                3 | 5 => self.tile::<3, N>(row, output),
-                _ => self.tile::<4, N>(row, output),
+                3 | 5 => self.tile::<3, N>(row, streams),
+                _ => self.tile::<4, N>(row, streams),
             };
+            streams.tile += 1;
         }
     }
 
     /// Computes `M` rows by `N` outputs and returns `M`.
     #[inline]
-    fn tile<const M: usize, const N: usize>(&self, row: usize, output: usize) -> usize {
+    fn tile<const M: usize, const N: usize>(&self, row: usize, streams: Streams) -> usize {
         let x = &self.x[row * self.inputs..(row + M) * self.inputs];
-        let sums: [[f32; N]; M] = self.weight.sums(x, output, self.inputs, self.wide);
+        let sums: [[f32; N]; M] = self.weight.sums(x, streams, self.inputs, self.wide);
         for (index, sums) in sums.iter().enumerate() {
-            // SAFETY: each element of `y` belongs to exactly one tile, and tiles to one thread.
-            let target = unsafe { self.y.slice((row + index) * self.outputs + output, N) };
-            for (target, sum) in target.iter_mut().zip(sums) {
-                *target = if self.add { *target + sum } else { *sum };
+            for (number, sum) in sums.iter().enumerate() {
+                let place = (row + index) * self.outputs + streams.row(number);
+                // SAFETY: each element of `y` belongs to exactly one tile, and tiles to one thread.
+                let target = unsafe { self.y.slice(place, 1) };
+                target[0] = if self.add { target[0] + sum } else { *sum };
             }
         }
         M
     }
 }
 
+/// The rows of a weight that a tile uses, and those that it fetches into the cache for a later one.
+#[derive(Clone, Copy)]
+pub(super) struct Streams {
+    first: usize,
+    /// From one row to the next.
+    stride: usize,
+    /// From each row to the one to fetch; 0 for none.
+    ahead: usize,
+    /// Which one of the tiles this is that use the same rows, and their number: they share the fetching.
+    tile: usize,
+    tiles: usize,
+}
+
+impl Streams {
+    /// The row `first`, and nothing to fetch.
+    fn single(first: usize) -> Self {
+        Self {
+            first,
+            stride: 1,
+            ahead: 0,
+            tile: 0,
+            tiles: 1,
+        }
+    }
+
+    /// The row of a weight with this number.
+    pub(super) fn row(&self, number: usize) -> usize {
+        self.first + number * self.stride
+    }
+
+    /// Whether `N` rows lie within a weight of `elements`.
+    pub(super) fn fit<const N: usize>(&self, elements: usize, inputs: usize) -> bool {
+        elements >= (self.row(N - 1) + 1) * inputs
+    }
+
+    /// The numbers of the rows, out of `N`, behind which this tile is to fetch one with [`Streams::row_ahead`].
+    pub(super) fn to_fetch<const N: usize>(&self) -> Range<usize> {
+        if self.ahead == 0 {
+            return 0..0;
+        }
+        let share = N.div_ceil(self.tiles);
+        (self.tile * share).min(N)..((self.tile + 1) * share).min(N)
+    }
+
+    /// The row of a weight that is to be fetched for the row with this number.
+    pub(super) fn row_ahead(&self, number: usize) -> usize {
+        self.row(number) + self.ahead
+    }
+}
+
 /// A weight by its rows, one for each output.
 trait Rows: Copy + Send + Sync {
-    /// Sums of `M` rows of activations with the `N` rows of weights from `output` on. `wide` says that AVX2 and FMA were
-    /// detected.
+    /// Sums of `M` rows of activations with `N` rows of weights. `wide` says that AVX2 and FMA were detected.
     fn sums<const M: usize, const N: usize>(
         &self,
         x: &[f32],
-        output: usize,
+        streams: Streams,
         inputs: usize,
         wide: bool,
     ) -> [[f32; N]; M];
@@ -162,18 +246,17 @@ impl<E: Element> Rows for Plain<'_, E> {
     fn sums<const M: usize, const N: usize>(
         &self,
         x: &[f32],
-        output: usize,
+        streams: Streams,
         inputs: usize,
         wide: bool,
     ) -> [[f32; N]; M] {
-        let weight = &self.0[output * inputs..(output + N) * inputs];
         #[cfg(target_arch = "x86_64")]
         if wide {
             // SAFETY: `wide` is set only where the features of the kernel were detected.
-            return unsafe { wide::tile::<E, M, N>(x, weight, inputs) };
+            return unsafe { wide::tile::<E, M, N>(x, self.0, streams, inputs) };
         }
         let _ = wide;
-        portable_tile(x, weight, inputs)
+        portable_tile(x, self.0, streams, inputs)
     }
 }
 
@@ -182,11 +265,11 @@ impl Rows for Int8Weight<'_> {
     fn sums<const M: usize, const N: usize>(
         &self,
         x: &[f32],
-        output: usize,
+        streams: Streams,
         _inputs: usize,
         wide: bool,
     ) -> [[f32; N]; M] {
-        self.tile(x, output, wide)
+        self.tile(x, streams, wide)
     }
 }
 
@@ -201,13 +284,14 @@ pub(super) fn tree(lanes: [f32; LANES]) -> f32 {
 fn portable_tile<E: Element, const M: usize, const N: usize>(
     x: &[f32],
     weight: &[E],
+    streams: Streams,
     inputs: usize,
 ) -> [[f32; N]; M] {
     let mut sums = [[0.0; N]; M];
     for (row, sums) in sums.iter_mut().enumerate() {
         let x = &x[row * inputs..(row + 1) * inputs];
         for (output, sum) in sums.iter_mut().enumerate() {
-            let weight = &weight[output * inputs..(output + 1) * inputs];
+            let weight = &weight[streams.row(output) * inputs..][..inputs];
             let mut lanes = [0.0_f32; LANES];
             for (index, (x, weight)) in x.iter().zip(weight).enumerate() {
                 lanes[index % LANES] += x * weight.widened();
@@ -262,37 +346,59 @@ impl Element for bf16 {
 
 #[cfg(target_arch = "x86_64")]
 mod wide {
-    use super::{Element, LANES};
+    use super::{Element, LANES, Streams};
     use std::arch::x86_64::*;
+
+    /// Bytes that are fetched at once.
+    const CACHE_LINE: usize = 64;
+    /// Elements after which the next lines are fetched.
+    const FETCH_STEP: usize = 32;
 
     /// `M × N` sums over `inputs` with AVX2 and FMA.
     ///
-    /// `x` holds `M` rows and `weight` `N` rows of `inputs` elements.
+    /// `x` holds `M` rows of `inputs` elements and `weight` all rows.
     #[target_feature(enable = "avx2,fma")]
     #[allow(clippy::needless_range_loop)] // Plain indices keep the tile in registers and the loops readable.
     pub(super) fn tile<E: Element, const M: usize, const N: usize>(
         x: &[f32],
         weight: &[E],
+        streams: Streams,
         inputs: usize,
     ) -> [[f32; N]; M] {
-        assert!(x.len() >= M * inputs && weight.len() >= N * inputs);
+        assert!(x.len() >= M * inputs && streams.fit::<N>(weight.len(), inputs));
         let mut sums = [[_mm256_setzero_ps(); N]; M];
         let whole = inputs - inputs % LANES;
+        let to_fetch = streams.to_fetch::<N>();
+        // SAFETY: all of these rows lie inside `weight`, as was just checked.
+        let starts: [*const E; N] = std::array::from_fn(|number| unsafe {
+            weight.as_ptr().add(streams.row(number) * inputs)
+        });
         let mut index = 0;
         while index < whole {
-            let mut weights = [_mm256_setzero_ps(); N];
-            for (output, value) in weights.iter_mut().enumerate() {
-                // SAFETY: `index + 8 <= inputs`, so eight elements of this row are inside `weight`; AVX2 is enabled.
-                *value = unsafe { E::load(weight.as_ptr().add(output * inputs + index)) };
+            for number in to_fetch.clone() {
+                let place = streams.row_ahead(number) * inputs + index;
+                fetch(
+                    weight.as_ptr().wrapping_add(place).cast(),
+                    FETCH_STEP * size_of::<E>(),
+                );
             }
-            for row in 0..M {
-                // SAFETY: as above for `x`.
-                let x = unsafe { _mm256_loadu_ps(x.as_ptr().add(row * inputs + index)) };
-                for output in 0..N {
-                    sums[row][output] = _mm256_fmadd_ps(x, weights[output], sums[row][output]);
+            // A loop of its own, so that nothing of the above takes its registers.
+            let end = (index + FETCH_STEP).min(whole);
+            while index < end {
+                let mut weights = [_mm256_setzero_ps(); N];
+                for (value, start) in weights.iter_mut().zip(starts) {
+                    // SAFETY: `index + 8 <= inputs`, so eight elements of this row are inside `weight`; AVX2 is enabled.
+                    *value = unsafe { E::load(start.add(index)) };
                 }
+                for row in 0..M {
+                    // SAFETY: as above for `x`.
+                    let x = unsafe { _mm256_loadu_ps(x.as_ptr().add(row * inputs + index)) };
+                    for output in 0..N {
+                        sums[row][output] = _mm256_fmadd_ps(x, weights[output], sums[row][output]);
+                    }
+                }
+                index += LANES;
             }
-            index += LANES;
         }
         if whole < inputs {
             let rest = inputs - whole;
@@ -303,7 +409,7 @@ mod wide {
                     let mut right = [0.0_f32; LANES];
                     for (right, weight) in right
                         .iter_mut()
-                        .zip(&weight[output * inputs + whole..(output + 1) * inputs])
+                        .zip(&weight[streams.row(output) * inputs..][whole..inputs])
                     {
                         *right = weight.widened();
                     }
@@ -325,6 +431,16 @@ mod wide {
             }
         }
         result
+    }
+
+    /// Asks for the cache lines of `bytes` from `start` on. It is a hint: the address may be behind a weight and is never
+    /// read.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    fn fetch(start: *const i8, bytes: usize) {
+        for line in 0..bytes / CACHE_LINE {
+            _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(line * CACHE_LINE));
+        }
     }
 
     /// [`super::tree`] of a register.
@@ -399,7 +515,7 @@ mod tests {
     #[test]
     fn portable_kernel_agrees() {
         let (x, weight) = (numbers(3 * 100, 3), numbers(4 * 100, 4));
-        let sums = portable_tile::<f32, 3, 4>(&x, &weight, 100);
+        let sums = portable_tile::<f32, 3, 4>(&x, &weight, Streams::single(0), 100);
         let mut plain = vec![0.0; 12];
         let shape = Shape {
             rows: 3,
