@@ -10,17 +10,8 @@ const END: &str = "<!-- gas: end -->";
 pub(crate) enum Published {
     /// Gas used, and the limit that the node asks for.
     Needs { used: u64, limit: u64 },
-    /// As [`Self::Needs`], of a call for which ours asks more; the document says why.
-    Exceeded { used: u64, limit: u64 },
     /// Nobody measured it.
     Unknown,
-}
-
-/// How much more an [`Published::Exceeded`] call may need, in percent.
-const ADMITTED_PERCENT: u64 = 4;
-
-pub(crate) fn exceeded(used: u64, limit: u64) -> Published {
-    Published::Exceeded { used, limit }
 }
 
 pub(crate) fn published(used: u64, limit: u64) -> Published {
@@ -55,23 +46,6 @@ impl Row {
             } if *used >= published_used || *limit >= published_limit => Some(format!(
                 "{name} needs {used} / {limit}, the published contracts {published_used} / {published_limit}"
             )),
-            Published::Exceeded {
-                used: published_used,
-                limit: published_limit,
-            } => {
-                let admitted = |published: u64| published + published * ADMITTED_PERCENT / 100;
-                if *used > admitted(published_used) || *limit > admitted(published_limit) {
-                    Some(format!(
-                        "{name} needs {used} / {limit}, more than {ADMITTED_PERCENT} % above {published_used} / {published_limit}"
-                    ))
-                } else if *used < published_used && *limit < published_limit {
-                    Some(format!(
-                        "{name} is no longer above the published contracts: make it an ordinary row"
-                    ))
-                } else {
-                    None
-                }
-            }
             _ => None,
         }
     }
@@ -86,26 +60,16 @@ impl Row {
         };
         let python = number(self.python.unwrap_or(0));
         let (published_used, published_limit) = match self.published {
-            Published::Needs { used, limit } | Published::Exceeded { used, limit } => {
-                (number(used), number(limit))
-            }
+            Published::Needs { used, limit } => (number(used), number(limit)),
             Published::Unknown => (number(0), number(0)),
         };
         let fails = match (self.python, self.published) {
-            (Some(granted), Published::Needs { limit, .. } | Published::Exceeded { limit, .. })
-                if limit > granted =>
-            {
-                ", fails"
-            }
+            (Some(granted), Published::Needs { limit, .. }) if limit > granted => ", fails",
             _ => "",
         };
         let (used, limit) = (number(self.used), number(self.limit));
-        let above = match self.published {
-            Published::Exceeded { .. } => ", above",
-            _ => "",
-        };
         format!(
-            "| {} | {python} | {published_used} | {published_limit}{fails} | {used} | {limit}{above} |",
+            "| {} | {python} | {published_used} | {published_limit}{fails} | {used} | {limit} |",
             self.name
         )
     }

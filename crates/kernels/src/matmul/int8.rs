@@ -329,7 +329,7 @@ mod tests {
                 };
                 forward_batch_invariant(one, x, weight, &mut alone, Write::Replace);
                 assert_eq!(alone, fast[row * outputs..(row + 1) * outputs]);
-                let [[portable]] = quantized.tile::<1, 1>(x, outputs - 1, false);
+                let [[portable]] = quantized.tile::<1, 1>(x, Streams::single(outputs - 1), false);
                 assert!((portable - alone[outputs - 1]).abs() < 5e-4);
             }
         }

@@ -190,7 +190,7 @@ pub(super) struct Streams {
 
 impl Streams {
     /// The row `first`, and nothing to fetch.
-    fn single(first: usize) -> Self {
+    pub(super) fn single(first: usize) -> Self {
         Self {
             first,
             stride: 1,
