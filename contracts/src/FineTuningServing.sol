@@ -30,6 +30,7 @@ contract FineTuningServing is SubAccounts {
 
     /// What is stored of a service beside its head.
     struct ServiceBody {
+        bytes32 fingerprint; // of all that follows
         string url;
         Quota quota;
         uint256 pricePerToken;
@@ -222,28 +223,31 @@ contract FineTuningServing is SubAccounts {
         string[] calldata models,
         address teeSignerAddress
     ) external payable {
-        _takeStake();
+        ServiceHead memory head = _takePlace();
         _requireLength("url", bytes(url).length, MAX_URL_LENGTH);
         _requireLength("gpuType", bytes(quota.gpuType).length, MAX_TEXT_LENGTH);
         _requireLength("models", models.length, MAX_MODELS);
 
-        ServiceHead memory head = _takePlace();
         if (head.teeSignerAddress != teeSignerAddress) {
             head.teeSignerAddress = teeSignerAddress;
             head.teeSignerAcknowledged = false;
         }
         head.occupied = occupied;
         _serviceHeads[msg.sender] = head;
-        ServiceBody storage service = _serviceBodies[msg.sender];
-        // Unchanged texts are not written again: `occupied` is flipped twice in each task.
-        if (_differs(service.url, url)) service.url = url;
-        service.quota.cpuCount = quota.cpuCount;
-        service.quota.nodeMemory = quota.nodeMemory;
-        service.quota.gpuCount = quota.gpuCount;
-        service.quota.nodeStorage = quota.nodeStorage;
-        if (_differs(service.quota.gpuType, quota.gpuType)) service.quota.gpuType = quota.gpuType;
-        service.pricePerToken = pricePerToken;
-        _storeModels(service.models, models);
+        ServiceBody storage body = _serviceBodies[msg.sender];
+        // What did not change is not even read: `occupied` is flipped twice in each task.
+        bytes32 fingerprint = keccak256(abi.encode(url, quota, pricePerToken, models));
+        if (body.fingerprint != fingerprint) {
+            body.fingerprint = fingerprint;
+            if (_differs(body.url, url)) body.url = url;
+            body.quota.cpuCount = quota.cpuCount;
+            body.quota.nodeMemory = quota.nodeMemory;
+            body.quota.gpuCount = quota.gpuCount;
+            body.quota.nodeStorage = quota.nodeStorage;
+            if (_differs(body.quota.gpuType, quota.gpuType)) body.quota.gpuType = quota.gpuType;
+            body.pricePerToken = pricePerToken;
+            _storeModels(body.models, models);
+        }
         emit ServiceUpdated(msg.sender, url, quota, pricePerToken, teeSignerAddress, occupied);
     }
 

@@ -128,40 +128,39 @@ contract InferenceServing is SubAccounts {
     /// @notice Registers the caller's service with its stake, or replaces its fields.
     /// The owner's acceptance is lost when anything but url and prices changes.
     function addOrUpdateService(ServiceParams calldata params) external payable {
-        _takeStake();
+        ServiceHead memory head = _takePlace();
         if (bytes(params.additionalInfo).length > MAX_ADDITIONAL_INFO_LENGTH) revert AdditionalInfoTooLong();
         _requireLength("url", bytes(params.url).length, MAX_URL_LENGTH);
         _requireLength("serviceType", bytes(params.serviceType).length, MAX_TEXT_LENGTH);
         _requireLength("model", bytes(params.model).length, MAX_TEXT_LENGTH);
         _requireLength("verifiability", bytes(params.verifiability).length, MAX_TEXT_LENGTH);
 
-        ServiceHead memory head = _takePlace();
-        ServiceBody storage service = _serviceBodies[msg.sender];
+        ServiceBody storage body = _serviceBodies[msg.sender];
         // Unchanged texts are compared and not written again: much less gas for a price update.
         bool changed = head.teeSignerAddress != params.teeSignerAddress;
-        if (_differs(service.serviceType, params.serviceType)) {
-            service.serviceType = params.serviceType;
+        if (_differs(body.serviceType, params.serviceType)) {
+            body.serviceType = params.serviceType;
             changed = true;
         }
-        if (_differs(service.model, params.model)) {
-            service.model = params.model;
+        if (_differs(body.model, params.model)) {
+            body.model = params.model;
             changed = true;
         }
-        if (_differs(service.verifiability, params.verifiability)) {
-            service.verifiability = params.verifiability;
+        if (_differs(body.verifiability, params.verifiability)) {
+            body.verifiability = params.verifiability;
             changed = true;
         }
-        if (_differs(service.additionalInfo, params.additionalInfo)) {
-            service.additionalInfo = params.additionalInfo;
+        if (_differs(body.additionalInfo, params.additionalInfo)) {
+            body.additionalInfo = params.additionalInfo;
             changed = true;
         }
         if (changed) head.teeSignerAcknowledged = false;
         head.teeSignerAddress = params.teeSignerAddress;
         head.updatedAt = uint48(block.timestamp);
         _serviceHeads[msg.sender] = head;
-        if (_differs(service.url, params.url)) service.url = params.url;
-        service.inputPrice = params.inputPrice;
-        service.outputPrice = params.outputPrice;
+        if (_differs(body.url, params.url)) body.url = params.url;
+        body.inputPrice = params.inputPrice;
+        body.outputPrice = params.outputPrice;
         emit ServiceUpdated(
             msg.sender,
             params.serviceType,

@@ -336,17 +336,6 @@ abstract contract SubAccounts is Owned, InitializedOnce, ReentrancyGuard, IServi
         emit BalanceUpdated(user, provider, account.balance, account.pendingRefund);
     }
 
-    /// Takes the first stake of a provider; an update must bring no value.
-    function _takeStake() internal {
-        if (_stakes[msg.sender] == 0) {
-            if (msg.value < MIN_PROVIDER_STAKE) revert InsufficientStake(msg.value, MIN_PROVIDER_STAKE);
-            _stakes[msg.sender] = msg.value;
-            emit ProviderStaked(msg.sender, msg.value);
-        } else if (msg.value != 0) {
-            revert CannotAddStakeWhenUpdating();
-        }
-    }
-
     /// Returns whether the stake reached the provider.
     function _returnStake() internal returns (bool ok) {
         uint256 stake = _stakes[msg.sender];
@@ -356,12 +345,17 @@ abstract contract SubAccounts is Owned, InitializedOnce, ReentrancyGuard, IServi
         (ok,) = msg.sender.call{value: stake}("");
     }
 
-    /// The head of the caller's service, which gets a place in the list if it is new; the caller writes it back.
+    /// The head of the caller's service, to be written back. A new one pays its stake and gets a place in the list.
     function _takePlace() internal returns (ServiceHead memory head) {
         head = _serviceHeads[msg.sender];
         if (head.position == 0) {
+            if (msg.value < MIN_PROVIDER_STAKE) revert InsufficientStake(msg.value, MIN_PROVIDER_STAKE);
+            _stakes[msg.sender] = msg.value;
+            emit ProviderStaked(msg.sender, msg.value);
             _serviceProviders.push(msg.sender);
             head.position = uint32(_serviceProviders.length);
+        } else if (msg.value != 0) {
+            revert CannotAddStakeWhenUpdating();
         }
     }
 

@@ -176,10 +176,10 @@ mod wide {
         assert!(streams.fit::<N>(scales.len(), blocks));
         let mut sums = [[_mm256_setzero_ps(); N]; M];
         let whole = inputs / BLOCK;
-        let to_fetch = streams.to_fetch::<N>();
+        let fetched = streams.fetched::<N>();
         for block in 0..whole {
             let first = block * BLOCK;
-            for number in to_fetch.clone() {
+            for number in fetched.clone() {
                 // The address may be behind the weight: it is a hint and never read.
                 let place = streams.row_ahead(number) * inputs + first;
                 _mm_prefetch::<_MM_HINT_T0>(values.as_ptr().wrapping_add(place));

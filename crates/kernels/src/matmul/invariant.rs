@@ -211,7 +211,7 @@ impl Streams {
     }
 
     /// The numbers of the rows, out of `N`, behind which this tile is to fetch one with [`Streams::row_ahead`].
-    pub(super) fn to_fetch<const N: usize>(&self) -> Range<usize> {
+    pub(super) fn fetched<const N: usize>(&self) -> Range<usize> {
         if self.ahead == 0 {
             return 0..0;
         }
@@ -368,14 +368,14 @@ mod wide {
         assert!(x.len() >= M * inputs && streams.fit::<N>(weight.len(), inputs));
         let mut sums = [[_mm256_setzero_ps(); N]; M];
         let whole = inputs - inputs % LANES;
-        let to_fetch = streams.to_fetch::<N>();
+        let fetched = streams.fetched::<N>();
         // SAFETY: all of these rows lie inside `weight`, as was just checked.
         let starts: [*const E; N] = std::array::from_fn(|number| unsafe {
             weight.as_ptr().add(streams.row(number) * inputs)
         });
         let mut index = 0;
         while index < whole {
-            for number in to_fetch.clone() {
+            for number in fetched.clone() {
                 let place = streams.row_ahead(number) * inputs + index;
                 fetch(
                     weight.as_ptr().wrapping_add(place).cast(),
