@@ -7,6 +7,8 @@
 mod chat;
 mod datasets;
 mod deliverables;
+mod device;
+mod device_signer;
 mod hardware;
 mod lies;
 mod other_brokers;

@@ -267,6 +267,7 @@ impl World {
                 };
                 let mut bundle = tee.quote(report_data).unwrap();
                 bundle.sealing = vec!["v1".into()];
+                bundle.recipient_keys = Vec::new();
                 Some(Response::new(200, bundle.to_json()))
             })
         });
