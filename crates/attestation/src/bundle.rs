@@ -63,6 +63,9 @@ pub struct QuoteBundle {
     pub sealing: Vec<String>,
     /// Forms of recipient keys that models can be sealed to; empty with other providers.
     pub recipient_keys: Vec<String>,
+    /// SHA-256 of the SubjectPublicKeyInfo of the enclave's TLS key, as the provider says; a quote that answers a nonce
+    /// commits to it. None where TLS ends outside.
+    pub tls_key_sha256: Option<[u8; 32]>,
     /// GPU evidence, where the machine has a confidential GPU.
     pub nvidia_payload: Option<Value>,
 }
@@ -82,6 +85,9 @@ impl QuoteBundle {
         if let Some(members) = body.as_object_mut() {
             if self.simulated {
                 members.insert("simulated".into(), true.into());
+            }
+            if let Some(key) = &self.tls_key_sha256 {
+                members.insert("tls_spki_sha256".into(), hex::encode(key).into());
             }
             if let Some(payload) = &self.nvidia_payload {
                 members.insert("nvidia_payload".into(), payload.clone());
@@ -129,6 +135,9 @@ impl QuoteBundle {
                 .unwrap_or(false),
             sealing: texts(&members, "sealing"),
             recipient_keys: texts(&members, "recipientKeys"),
+            tls_key_sha256: member(&members, "tls_spki_sha256")
+                .and_then(Value::as_str)
+                .and_then(|digits| hex::decode(digits).ok()?.try_into().ok()),
             nvidia_payload: member(&members, "nvidia_payload")
                 .filter(|payload| !payload.is_null())
                 .cloned(),

@@ -250,11 +250,7 @@ impl Context {
         if !is_answer {
             return None;
         }
-        let challenge = Challenge {
-            nonce,
-            sealing_key,
-            tls_key_sha256: [0; 32],
-        };
+        let challenge = Challenge { nonce, sealing_key };
         Some(
             self.judge(&answer, registration, Some(challenge), now_s)
                 .await,
@@ -287,6 +283,7 @@ impl Context {
             registered_signer: Some(registration.signer),
             acknowledged: Some(registration.acknowledged),
             challenge,
+            connection: answer.connection.clone(),
             model_node: registration.model_node,
             sealed: registration.sealed && bundle.is_some_and(|bundle| bundle.seals(SEAL_VERSION)),
         };

@@ -85,6 +85,7 @@ impl TeeBackend for TdxGuestBackend {
             simulated: false,
             sealing: SEALING_FORMATS.map(str::to_owned).to_vec(),
             recipient_keys: RECIPIENT_KEY_FORMATS.map(str::to_owned).to_vec(),
+            tls_key_sha256: None,
             nvidia_payload: None,
         })
     }

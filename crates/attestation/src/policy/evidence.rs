@@ -4,6 +4,7 @@ use alloy_primitives::Address;
 
 use crate::Collateral;
 use crate::model_node::ModelNode;
+use crate::tls::Connection;
 
 /// What a verdict is made from.
 #[derive(Debug, Clone, Default)]
@@ -22,6 +23,8 @@ pub struct Evidence<'a> {
     pub acknowledged: Option<bool>,
     /// The challenge that the quote should answer.
     pub challenge: Option<Challenge>,
+    /// How the answer came.
+    pub connection: Connection,
     /// Where the registration says that the model runs.
     pub model_node: ModelNode,
     /// Whether all secrets that the caller sends are sealed to [`Verdict::sealing_key`](super::Verdict::sealing_key), so that
@@ -29,13 +32,11 @@ pub struct Evidence<'a> {
     pub sealed: bool,
 }
 
-/// A nonce that the caller sent, with what the provider says it hashed.
+/// A nonce that the caller sent, with the key that the provider hashes besides.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Challenge {
     /// The caller's random bytes.
     pub nonce: [u8; 32],
     /// X25519 key of the enclave.
     pub sealing_key: [u8; 32],
-    /// SHA-256 of the TLS key, or zeros.
-    pub tls_key_sha256: [u8; 32],
 }

@@ -74,7 +74,8 @@ impl Judge {
         self.key_provider(facts.as_ref(), policy);
         self.signer(bundle, &quote, evidence);
         self.body_signature(evidence);
-        self.freshness(&quote, evidence);
+        let tls_key = self.freshness(bundle, &quote, evidence);
+        self.endpoint(tls_key, &quote, evidence, policy, now_s);
         self.gpu(bundle, &quote, facts.as_ref());
         self.ledger_events(facts.as_ref());
     }

@@ -217,7 +217,7 @@ impl Judge {
     }
 }
 
-fn tcb_problem(verified: &VerifiedTee, policy: &Policy) -> Option<(Rejection, String)> {
+pub(super) fn tcb_problem(verified: &VerifiedTee, policy: &Policy) -> Option<(Rejection, String)> {
     let status = verified.tcb_status;
     if status != TcbStatus::UpToDate && !policy.extra_tcb_statuses.contains(&status) {
         let rejection = match status {

@@ -167,6 +167,7 @@ fn published_clients_accept_the_body_shape() {
         simulated: true,
         sealing: vec!["v1".into()],
         recipient_keys: Vec::new(),
+        tls_key_sha256: None,
         nvidia_payload: None,
     };
     let body: serde_json::Value = serde_json::from_str(&bundle.to_json()).unwrap();

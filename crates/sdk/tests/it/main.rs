@@ -9,6 +9,7 @@ mod datasets;
 mod deliverables;
 mod device;
 mod device_signer;
+mod endpoint;
 mod hardware;
 mod lies;
 mod other_brokers;

@@ -266,6 +266,7 @@ impl TeeBackend for Simulated {
             simulated: true,
             sealing: SEALING_FORMATS.map(str::to_owned).to_vec(),
             recipient_keys: RECIPIENT_KEY_FORMATS.map(str::to_owned).to_vec(),
+            tls_key_sha256: None,
             nvidia_payload: None,
         })
     }
