@@ -96,7 +96,7 @@ async fn broker_options(given: ConnectOptions) -> zerog_sdk::Result<BrokerOption
     }
     let mut options = BrokerOptions::custom(network);
     if let Some(key) = given.private_key {
-        options.wallet = Some(wallet::parse_key(&key)?);
+        options.wallet = Some(wallet::parse_key(&key)?.into());
     }
     options.gas_price = given.gas_price;
     options.max_gas_price = given.max_gas_price;

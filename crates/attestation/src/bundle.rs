@@ -1,7 +1,7 @@
 //! The body of `GET /v1/quote`, written and read (`docs/protocol.md`, attestation: JSON served by providers).
 
 use serde_json::{Map, Value, json};
-use zerog_protocol::{Address, SecretKey, signing};
+use zerog_protocol::{Address, SecretKey, recipient, seal, signing};
 
 use crate::quote::{QuoteError, TdxQuote};
 use crate::report_data::{self, ReportDataError};
@@ -13,7 +13,9 @@ pub const SIGNATURE_HEADER: &str = "ZG-Quote-Signature";
 /// Response header and value that a simulated provider adds.
 pub const SIMULATED_HEADER: (&str, &str) = ("X-TEE-Mode", "simulated");
 /// Sealing formats that a provider of ours advertises.
-pub const SEALING_FORMATS: [&str; 1] = ["v1"];
+pub const SEALING_FORMATS: [&str; 2] = [seal::SEAL_VERSION, seal::PERSONAL_SEAL_VERSION];
+/// Forms of recipient keys that a provider of ours advertises.
+pub const RECIPIENT_KEY_FORMATS: [&str; 1] = [recipient::RECIPIENT_KEY_VERSION];
 
 /// Why a body is not a quote bundle.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -59,6 +61,11 @@ pub struct QuoteBundle {
     pub simulated: bool,
     /// Formats in which data can be sealed to the enclave; empty with other providers.
     pub sealing: Vec<String>,
+    /// Forms of recipient keys that models can be sealed to; empty with other providers.
+    pub recipient_keys: Vec<String>,
+    /// SHA-256 of the SubjectPublicKeyInfo of the enclave's TLS key, as the provider says; a quote that answers a nonce
+    /// commits to it. None where TLS ends outside.
+    pub tls_key_sha256: Option<[u8; 32]>,
     /// GPU evidence, where the machine has a confidential GPU.
     pub nvidia_payload: Option<Value>,
 }
@@ -73,10 +80,14 @@ impl QuoteBundle {
             "vm_config": self.vm_config,
             "tcb_info": self.tcb_info,
             "sealing": self.sealing,
+            "recipientKeys": self.recipient_keys,
         });
         if let Some(members) = body.as_object_mut() {
             if self.simulated {
                 members.insert("simulated".into(), true.into());
+            }
+            if let Some(key) = &self.tls_key_sha256 {
+                members.insert("tls_spki_sha256".into(), hex::encode(key).into());
             }
             if let Some(payload) = &self.nvidia_payload {
                 members.insert("nvidia_payload".into(), payload.clone());
@@ -122,15 +133,11 @@ impl QuoteBundle {
             simulated: member(&members, "simulated")
                 .and_then(Value::as_bool)
                 .unwrap_or(false),
-            sealing: member(&members, "sealing")
-                .and_then(Value::as_array)
-                .map_or_else(Vec::new, |formats| {
-                    formats
-                        .iter()
-                        .filter_map(Value::as_str)
-                        .map(str::to_owned)
-                        .collect()
-                }),
+            sealing: texts(&members, "sealing"),
+            recipient_keys: texts(&members, "recipientKeys"),
+            tls_key_sha256: member(&members, "tls_spki_sha256")
+                .and_then(Value::as_str)
+                .and_then(|digits| hex::decode(digits).ok()?.try_into().ok()),
             nvidia_payload: member(&members, "nvidia_payload")
                 .filter(|payload| !payload.is_null())
                 .cloned(),
@@ -155,6 +162,11 @@ impl QuoteBundle {
     pub fn seals(&self, format: &str) -> bool {
         self.sealing.iter().any(|known| known == format)
     }
+
+    /// Whether this enclave seals models to recipient keys of the given form.
+    pub fn takes_recipient_keys(&self, form: &str) -> bool {
+        self.recipient_keys.iter().any(|known| known == form)
+    }
 }
 
 /// Value of [`SIGNATURE_HEADER`] for a body: the signer's EIP-191 signature over the body's keccak-256.
@@ -169,6 +181,13 @@ pub fn body_signature_is_valid(body: &[u8], signature: &str, signer: Address) ->
 
 fn member<'a>(members: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
     members.get(name)
+}
+
+/// The texts of a list, none where there is no list.
+fn texts(members: &Map<String, Value>, name: &str) -> Vec<String> {
+    let list = member(members, name).and_then(Value::as_array);
+    let texts = list.into_iter().flatten().filter_map(Value::as_str);
+    texts.map(str::to_owned).collect()
 }
 
 /// JSON text of a member that may be text already.

@@ -23,6 +23,7 @@ pub mod policy;
 pub mod quote;
 pub mod rejection;
 pub mod report_data;
+pub mod tls;
 pub mod verify;
 
 pub use backend::dstack::DstackBackend;
@@ -41,6 +42,7 @@ pub use policy::{
 pub use quote::{QuoteError, TdxQuote};
 pub use rejection::Rejection;
 pub use report_data::{ReportData, ReportDataError};
+pub use tls::{CertificateError, Connection, PeerCertificate};
 pub use verify::{TrustRoot, VerifiedTee, VerifyError, verify_quote};
 
 use sha2::{Digest, Sha256, Sha384};

@@ -6,7 +6,6 @@ use std::{
 };
 
 use alloy_primitives::{Address, B256, Bytes, TxKind, U64, U256};
-use alloy_signer_local::PrivateKeySigner;
 use alloy_sol_types::SolCall;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -18,6 +17,7 @@ use crate::{
     inference::Inference,
     ledger::Ledger,
     rpc::{Rpc, RpcFailure},
+    signer::WalletSigner,
     transaction::Sender,
 };
 
@@ -155,11 +155,16 @@ impl ChainClient {
         }
     }
 
-    /// The same connection with a wallet. Call it once per wallet and clone the result: nonces are
-    /// counted per returned client and its clones.
+    /// The same connection with a wallet: a key, or whatever else signs ([`WalletSigner`]). Call it once
+    /// per wallet and clone the result: nonces are counted per returned client and its clones.
     #[must_use]
-    pub fn with_wallet(&self, signer: PrivateKeySigner) -> Self {
-        let sender = Sender::new(Arc::clone(&self.rpc), self.chain_id, signer, self.options);
+    pub fn with_wallet(&self, signer: impl Into<WalletSigner>) -> Self {
+        let sender = Sender::new(
+            Arc::clone(&self.rpc),
+            self.chain_id,
+            signer.into(),
+            self.options,
+        );
         Self {
             sender: Some(Arc::new(sender)),
             ..self.clone()

@@ -5,19 +5,20 @@
 //! transactions (19 of them), which the embedded chain replays; [`deploy`] sends the same steps to
 //! any chain.
 
-use alloy_consensus::TxLegacy;
+use alloy_consensus::{SignableTransaction, TxLegacy};
 use alloy_primitives::{Address, B256, Bytes, U256};
+use alloy_signer::SignerSync;
 use alloy_signer_local::PrivateKeySigner;
 use alloy_sol_types::SolConstructor;
 
 use crate::{
-    Addresses, ChainClient, ChainError, ContractCall, PreparedTransaction, Receipt,
+    Addresses, ChainClient, ChainError, ContractCall, Receipt, SigningError,
     bindings::{
         BeaconProxy, FineTuningServing, FixedPriceMarket, Flow, InferenceServing, LedgerManager,
         UpgradeableBeacon,
     },
     calls::{fine_tuning, inference, ledger},
-    transaction::sign_legacy,
+    transaction::prepared,
 };
 
 /// Published key of development account 0, deployer and owner on chain 31337. Never put value on
@@ -153,19 +154,19 @@ pub fn genesis(options: &DeployOptions) -> Result<Genesis, ChainError> {
     let plan = plan(signer.address(), 0, options);
     let mut transactions = Vec::with_capacity(plan.steps.len());
     for (nonce, step) in (0_u64..).zip(plan.steps) {
-        let PreparedTransaction { raw, .. } = sign_legacy(
-            &signer,
-            TxLegacy {
-                chain_id: Some(DEVELOPMENT_CHAIN_ID),
-                nonce,
-                gas_price: GENESIS_GAS_PRICE,
-                gas_limit: GENESIS_GAS_LIMIT,
-                to: step.to.into(),
-                value: step.value,
-                input: step.data,
-            },
-        )?;
-        transactions.push(raw);
+        let transaction = TxLegacy {
+            chain_id: Some(DEVELOPMENT_CHAIN_ID),
+            nonce,
+            gas_price: GENESIS_GAS_PRICE,
+            gas_limit: GENESIS_GAS_LIMIT,
+            to: step.to.into(),
+            value: step.value,
+            input: step.data,
+        };
+        let signature = signer
+            .sign_hash_sync(&transaction.signature_hash())
+            .map_err(|error| SigningError::refused("a genesis transaction", &error))?;
+        transactions.push(prepared(transaction, signature).raw);
     }
     Ok(Genesis {
         transactions,

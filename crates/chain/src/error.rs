@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use alloy_primitives::{Address, B256};
 
-use crate::ContractError;
+use crate::{ContractError, SigningError};
 
 /// What can go wrong between this process and the chain.
 #[derive(Debug, thiserror::Error)]
@@ -134,9 +134,9 @@ pub enum ChainError {
     /// Raw bytes are not a signed transaction of this crate.
     #[error("the stored transaction cannot be read: {0}")]
     MalformedTransaction(String),
-    /// The wallet refused to sign.
-    #[error("signing failed: {0}")]
-    Signing(String),
+    /// The wallet did not sign, or not as it should.
+    #[error(transparent)]
+    Signing(#[from] SigningError),
 }
 
 impl ChainError {

@@ -34,6 +34,7 @@ pub mod networks;
 pub mod revert;
 mod rpc;
 mod serving_contract;
+pub mod signer;
 pub mod transaction;
 
 pub use calls::ContractCall;
@@ -41,4 +42,5 @@ pub use client::{Addresses, BlockInfo, ChainClient, ClientOptions};
 pub use error::ChainError;
 pub use networks::Network;
 pub use revert::{ContractError, ContractErrorKind};
+pub use signer::{SigningDevice, SigningError, WalletSigner};
 pub use transaction::{Log, PreparedTransaction, Receipt};

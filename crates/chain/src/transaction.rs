@@ -13,9 +13,7 @@ use std::{
 
 use alloy_consensus::{SignableTransaction, Transaction, TxEnvelope, TxLegacy};
 use alloy_eips::eip2718::{Decodable2718, Encodable2718};
-use alloy_primitives::{Address, B256, Bytes, U64, U256};
-use alloy_signer::SignerSync;
-use alloy_signer_local::PrivateKeySigner;
+use alloy_primitives::{Address, B256, Bytes, Signature, U64, U256};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::Mutex;
@@ -24,6 +22,7 @@ use crate::{
     ChainError, ClientOptions, ContractCall, ContractError,
     client::{call_error, call_request},
     rpc::{Rpc, RpcFailure},
+    signer::WalletSigner,
 };
 
 /// Other transactions may land between estimation and mining, and gas refunds make limits tight.
@@ -180,7 +179,7 @@ impl From<WireReceipt> for Receipt {
 pub(crate) struct Sender {
     rpc: Arc<Rpc>,
     chain_id: u64,
-    signer: PrivateKeySigner,
+    signer: WalletSigner,
     options: ClientOptions,
     nonces: Arc<Mutex<Nonces>>,
 }
@@ -229,7 +228,7 @@ impl Sender {
     pub(crate) fn new(
         rpc: Arc<Rpc>,
         chain_id: u64,
-        signer: PrivateKeySigner,
+        signer: WalletSigner,
         options: ClientOptions,
     ) -> Self {
         Self {
@@ -274,7 +273,7 @@ impl Sender {
         let (gas_limit, gas_price) = self.estimate(&call).await?;
         let mut nonces = self.nonces.lock().await;
         let nonce = nonces.next(self.pending_nonce().await?);
-        let prepared = self.sign(&call, nonce, gas_limit, gas_price)?;
+        let prepared = self.sign(&call, nonce, gas_limit, gas_price).await?;
         nonces.reserved.insert(nonce);
         Ok(prepared)
     }
@@ -287,7 +286,7 @@ impl Sender {
         let mut transaction = decode(&prepared.raw)?;
         transaction.gas_price =
             self.within_maximum(raised(transaction.gas_price).max(suggested))?;
-        self.sign_transaction(transaction)
+        self.sign_transaction(transaction).await
     }
 
     pub(crate) async fn release(&self, prepared: &PreparedTransaction) {
@@ -330,7 +329,7 @@ impl Sender {
         let mut nonce_retries = 0;
         loop {
             let nonce = nonces.next(self.pending_nonce().await?);
-            let prepared = self.sign(call, nonce, gas_limit, gas_price)?;
+            let prepared = self.sign(call, nonce, gas_limit, gas_price).await?;
             match self.submit(&prepared).await {
                 Ok(()) => {
                     nonces.sent(nonce);
@@ -376,7 +375,9 @@ impl Sender {
                     waited: started.elapsed(),
                 });
             }
-            if last_offer.elapsed() >= REPRICE_AFTER {
+            // Nobody is asked to sign the same payment again without having called for it; and while a
+            // person is asked, no receipt is looked for.
+            if !self.signer.asks_a_person() && last_offer.elapsed() >= REPRICE_AFTER {
                 last_offer = Instant::now();
                 match self.offer_more(newest).await {
                     Ok(replacement) => attempts.push(replacement),
@@ -427,7 +428,7 @@ impl Sender {
         }
     }
 
-    fn sign(
+    async fn sign(
         &self,
         call: &ContractCall,
         nonce: u64,
@@ -443,10 +444,16 @@ impl Sender {
             value: call.value,
             input: call.data.clone(),
         })
+        .await
     }
 
-    fn sign_transaction(&self, transaction: TxLegacy) -> Result<PreparedTransaction, ChainError> {
-        sign_legacy(&self.signer, transaction)
+    /// Signs a legacy transaction, the form that every client of these networks uses.
+    async fn sign_transaction(
+        &self,
+        mut transaction: TxLegacy,
+    ) -> Result<PreparedTransaction, ChainError> {
+        let signature = self.signer.sign_transaction(&mut transaction).await?;
+        Ok(prepared(transaction, signature))
     }
 
     /// Sends signed bytes; bytes that are known or mined already count as sent.
@@ -517,29 +524,23 @@ impl Sender {
     }
 }
 
-/// Signs a legacy transaction, the form that every client of these networks uses.
-pub(crate) fn sign_legacy(
-    signer: &PrivateKeySigner,
-    transaction: TxLegacy,
-) -> Result<PreparedTransaction, ChainError> {
+/// A transaction with its signature, ready to be stored and sent.
+pub(crate) fn prepared(transaction: TxLegacy, signature: Signature) -> PreparedTransaction {
     let (nonce, gas_price, gas_limit) = (
         transaction.nonce,
         transaction.gas_price,
         transaction.gas_limit,
     );
-    let signature = signer
-        .sign_hash_sync(&transaction.signature_hash())
-        .map_err(|error| ChainError::Signing(error.to_string()))?;
     let signed = transaction.into_signed(signature);
     let hash = *signed.hash();
     let raw = TxEnvelope::Legacy(signed).encoded_2718().into();
-    Ok(PreparedTransaction {
+    PreparedTransaction {
         nonce,
         raw,
         hash,
         gas_price,
         gas_limit,
-    })
+    }
 }
 
 fn decode(raw: &[u8]) -> Result<TxLegacy, ChainError> {
@@ -658,6 +659,8 @@ async fn replay(rpc: &Rpc, receipt: &Receipt) -> Option<ContractError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloy_signer::SignerSync;
+    use alloy_signer_local::PrivateKeySigner;
 
     #[test]
     fn nonces_skip_what_is_reserved_and_follow_the_chain() {
@@ -688,7 +691,10 @@ mod tests {
             value: U256::from(5),
             input: Bytes::new(),
         };
-        let prepared = sign_legacy(&signer, transaction.clone()).unwrap();
+        let signature = signer
+            .sign_hash_sync(&transaction.signature_hash())
+            .unwrap();
+        let prepared = prepared(transaction.clone(), signature);
         assert_eq!(
             PreparedTransaction::from_raw(prepared.raw.clone()).unwrap(),
             prepared

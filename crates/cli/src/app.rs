@@ -61,7 +61,7 @@ impl App {
     async fn connect(&self, wallet: Wallet) -> Outcome<Broker> {
         let mut options = BrokerOptions::custom(self.network().await?);
         if wallet == Wallet::Needed {
-            options.wallet = Some(self.wallet_key()?);
+            options.wallet = Some(self.wallet_key()?.into());
         }
         options.gas_price = self.global.gas_price;
         options.max_gas_price = self.global.max_gas_price;

@@ -309,6 +309,8 @@ pub(crate) struct TaskOutput {
     tokens: Option<u64>,
     training: Option<TrainingOutput>,
     model_root_hash: Option<String>,
+    /// Public key that the model's key is sealed to instead of the wallet's.
+    recipient_key: Option<String>,
     states: Vec<StateOutput>,
 }
 
@@ -368,6 +370,7 @@ impl From<&Task> for TaskOutput {
             training,
             model_root_hash,
             states,
+            recipient,
         } = task.clone();
         Self {
             task_id: id,
@@ -391,6 +394,7 @@ impl From<&Task> for TaskOutput {
             tokens,
             training: training.map(TrainingOutput::from),
             model_root_hash,
+            recipient_key: recipient.map(|recipient| recipient.key),
             states: states.into_iter().map(StateOutput::from).collect(),
         }
     }

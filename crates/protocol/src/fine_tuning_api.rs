@@ -26,6 +26,19 @@ pub struct CreateTaskRequest {
     /// Whether the user accepts to queue behind other tasks.
     #[serde(default)]
     pub wait: bool,
+    /// Whom the model's key is sealed to instead of the wallet, see [`crate::recipient`] (ours).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recipient: Option<Recipient>,
+}
+
+/// A recipient key and who stands behind it (ours).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recipient {
+    /// [`crate::recipient::public_key_text`].
+    pub key: String,
+    /// In a request, the user's signature over [`crate::recipient::TaskBinding::hash`]; in a task, the enclave's over
+    /// [`crate::recipient::confirmation_hash`]. Wire form.
+    pub signature: String,
 }
 
 /// Reply to a created task.
@@ -150,6 +163,9 @@ pub struct TaskView {
     /// When each state was reached.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub states: Vec<StateTime>,
+    /// The recipient key that the model's key is sealed to, confirmed by the enclave.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recipient: Option<Recipient>,
 }
 
 impl TaskView {

@@ -14,6 +14,7 @@ pub mod limits;
 pub mod manifest;
 pub mod models;
 pub mod quote;
+pub mod recipient;
 pub mod seal;
 pub mod sealed_archive;
 pub mod secret;

@@ -17,8 +17,10 @@ const INFO: &[u8] = b"zerog/seal/v1";
 const ENCAPSULATED_BYTES: usize = 32;
 const SEALED_BYTES: usize = ENCAPSULATED_BYTES + 32 + 16;
 
-/// The name under which a quote advertises this format.
+/// The name under which a quote advertises this format, with an encrypted file whose tags its sender signed as they are.
 pub const SEAL_VERSION: &str = "v1";
+/// The same format with tags that are signed as a personal message, which is all that hardware wallets sign.
+pub const PERSONAL_SEAL_VERSION: &str = "v2";
 
 /// What a sealed key opens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,13 +3,14 @@
 //! Layout: `signature(65) ‖ nonce(12) ‖ chunk_0 ‖ chunk_1 ‖ …`; a chunk is the ciphertext of exactly 64 MiB of plaintext
 //! (the last one 1 byte to 64 MiB) followed by its 16-byte tag; the nonce counts up by one per chunk, big-endian. The
 //! signature is ECDSA over the Keccak hash of all tags, without the personal-message prefix, v 0 or 1. Readers accept
-//! 27 and 28 too. The same layout without a signature (65 zero bytes) seals files at rest.
+//! 27 and 28 too. The same layout without a signature (65 zero bytes) seals files at rest. A sender whose wallet signs
+//! personal messages only signs the tags' hash as one ([`write_signature`], ours).
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
 
 use aes_gcm::aead::{AeadInPlace, KeyInit};
 use aes_gcm::{Aes256Gcm, Nonce};
-use alloy_primitives::{Address, B256, Keccak256};
+use alloy_primitives::{Address, B256, Keccak256, Signature, eip191_hash_message};
 use rand::RngCore;
 use zeroize::Zeroizing;
 
@@ -56,7 +57,8 @@ pub enum ArchiveError {
     },
 }
 
-/// Encrypts everything from `plaintext` to `output` and signs the tags. Memory use is one chunk.
+/// Encrypts everything from `plaintext` to `output` and signs the tags, whose Keccak hash it returns. Memory use is one
+/// chunk.
 ///
 /// # Errors
 /// [`ArchiveError::EmptyPlaintext`] or [`ArchiveError::Io`]; the output is then incomplete and must be dropped.
@@ -65,7 +67,7 @@ pub fn encrypt(
     output: &mut (impl Write + Seek),
     key: &FileKey,
     signer: &SecretKey,
-) -> Result<(), ArchiveError> {
+) -> Result<B256, ArchiveError> {
     let mut nonce = [0u8; NONCE_BYTES];
     rand::rng().fill_bytes(&mut nonce);
     encrypt_with_nonce(plaintext, output, key, nonce, Some(signer))
@@ -79,10 +81,27 @@ pub fn encrypt_unsigned(
     plaintext: &mut impl Read,
     output: &mut (impl Write + Seek),
     key: &FileKey,
-) -> Result<(), ArchiveError> {
+) -> Result<B256, ArchiveError> {
     let mut nonce = [0u8; NONCE_BYTES];
     rand::rng().fill_bytes(&mut nonce);
     encrypt_with_nonce(plaintext, output, key, nonce, None)
+}
+
+/// Puts a signature into the file that begins at `start` of `output`, and goes to its end.
+///
+/// # Errors
+/// What writing failed with.
+pub fn write_signature(
+    output: &mut (impl Write + Seek),
+    start: u64,
+    signature: &Signature,
+) -> io::Result<()> {
+    let mut bytes = signature.as_bytes();
+    bytes[64] -= 27;
+    output.seek(SeekFrom::Start(start))?;
+    output.write_all(&bytes)?;
+    output.seek(SeekFrom::End(0))?;
+    output.flush()
 }
 
 fn encrypt_with_nonce(
@@ -91,7 +110,7 @@ fn encrypt_with_nonce(
     key: &FileKey,
     first_nonce: [u8; NONCE_BYTES],
     signer: Option<&SecretKey>,
-) -> Result<(), ArchiveError> {
+) -> Result<B256, ArchiveError> {
     let cipher = Aes256Gcm::new(key.expose_bytes().into());
     let start = output.stream_position()?;
     output.write_all(&[0u8; SIGNATURE_BYTES])?;
@@ -123,17 +142,12 @@ fn encrypt_with_nonce(
     if chunks == 0 {
         return Err(ArchiveError::EmptyPlaintext);
     }
-    if let Some(signer) = signer {
-        let signature = signer.sign_digest(tags.finalize());
-        let mut bytes = signature.as_bytes();
-        bytes[64] -= 27;
-        let end = output.stream_position()?;
-        output.seek(SeekFrom::Start(start))?;
-        output.write_all(&bytes)?;
-        output.seek(SeekFrom::Start(end))?;
+    let tags_hash = tags.finalize();
+    match signer {
+        Some(signer) => write_signature(output, start, &signer.sign_digest(tags_hash))?,
+        None => output.flush()?,
     }
-    output.flush()?;
-    Ok(())
+    Ok(tags_hash)
 }
 
 /// What a decrypted file says about its origin.
@@ -141,8 +155,25 @@ fn encrypt_with_nonce(
 pub struct Decrypted {
     /// Keccak hash of all tags.
     pub tags_hash: B256,
-    /// Who signed the tags; `None` when the signature is malformed or absent.
-    pub signer: Option<Address>,
+    /// The signature; `None` when it is malformed or absent.
+    signature: Option<Signature>,
+}
+
+impl Decrypted {
+    /// Who signed the tags' hash as it is.
+    pub fn signer(&self) -> Option<Address> {
+        self.signer_of(self.tags_hash)
+    }
+
+    /// Who signed the tags' hash as a personal message.
+    pub fn personal_signer(&self) -> Option<Address> {
+        self.signer_of(eip191_hash_message(self.tags_hash))
+    }
+
+    fn signer_of(&self, digest: B256) -> Option<Address> {
+        let (address, _) = recover(self.signature.as_ref()?, digest).ok()?;
+        Some(address)
+    }
 }
 
 /// Decrypts `input` to `output` and reports who signed it. The caller must hold the output back (temporary file) until it
@@ -193,13 +224,14 @@ pub fn decrypt(
     }
     output.flush()?;
     let tags_hash = tags.finalize();
-    let signer = signature
+    let signature = signature
         .try_into()
         .ok()
-        .and_then(|bytes| parse_signature_bytes(bytes).ok())
-        .and_then(|signature| recover(&signature, tags_hash).ok())
-        .map(|(address, _)| address);
-    Ok(Decrypted { tags_hash, signer })
+        .and_then(|bytes| parse_signature_bytes(bytes).ok());
+    Ok(Decrypted {
+        tags_hash,
+        signature,
+    })
 }
 
 /// Decrypts as [`decrypt`] and fails unless `expected` signed the tags. On any error the output must be dropped.
@@ -212,14 +244,30 @@ pub fn decrypt_signed_by(
     key: &FileKey,
     expected: Address,
 ) -> Result<(), ArchiveError> {
-    let decrypted = decrypt(input, output, key)?;
-    if decrypted.signer != Some(expected) {
-        return Err(ArchiveError::Signer {
-            found: decrypted.signer.unwrap_or_default(),
-            expected,
-        });
+    expect_signer(decrypt(input, output, key)?.signer(), expected)
+}
+
+/// As [`decrypt_signed_by`], for tags that are signed as a personal message.
+///
+/// # Errors
+/// As there.
+pub fn decrypt_personally_signed_by(
+    input: &mut impl Read,
+    output: &mut impl Write,
+    key: &FileKey,
+    expected: Address,
+) -> Result<(), ArchiveError> {
+    expect_signer(decrypt(input, output, key)?.personal_signer(), expected)
+}
+
+fn expect_signer(found: Option<Address>, expected: Address) -> Result<(), ArchiveError> {
+    if found == Some(expected) {
+        return Ok(());
     }
-    Ok(())
+    Err(ArchiveError::Signer {
+        found: found.unwrap_or_default(),
+        expected,
+    })
 }
 
 /// Length of the encrypted file of a plaintext with the given length in bytes.
@@ -354,6 +402,25 @@ mod tests {
             decrypt(&mut &file[..], &mut Vec::new(), &wrong),
             Err(ArchiveError::Chunk { index: 0 })
         ));
+    }
+
+    #[test]
+    fn a_personal_signature_is_not_taken_for_a_plain_one() {
+        let mut file = Cursor::new(vec![9; 5]);
+        file.set_position(5);
+        let tags = encrypt_unsigned(&mut &b"records"[..], &mut file, &key()).unwrap();
+        let signature = signer().sign_digest(eip191_hash_message(tags));
+        write_signature(&mut file, 5, &signature).unwrap();
+        assert_eq!(file.position(), file.get_ref().len() as u64);
+        let file = &file.get_ref()[5..];
+        let (mut plain, address) = (Vec::new(), signer().address());
+        decrypt_personally_signed_by(&mut &file[..], &mut plain, &key(), address).unwrap();
+        assert_eq!(plain, b"records");
+        let taken = decrypt_signed_by(&mut &file[..], &mut Vec::new(), &key(), address);
+        assert!(matches!(taken, Err(ArchiveError::Signer { .. })));
+        let other = encrypted(b"records");
+        let taken = decrypt_personally_signed_by(&mut &other[..], &mut Vec::new(), &key(), address);
+        assert!(matches!(taken, Err(ArchiveError::Signer { .. })));
     }
 
     #[test]

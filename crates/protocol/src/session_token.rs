@@ -1,6 +1,6 @@
 //! Session tokens and provider tokens of the inference broker: made and signed by the client alone.
 
-use alloy_primitives::{Address, U256, keccak256};
+use alloy_primitives::{Address, B256, U256, keccak256};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rand::RngCore;
@@ -104,9 +104,31 @@ pub struct VerifiedToken {
 
 /// Makes and signs a token; returns the `app-sk-…` text that goes behind `Bearer `.
 pub fn create(key: &SecretKey, claims: &TokenClaims) -> String {
-    let raw = serde_json::to_string(claims).expect("claims are plain strings and numbers");
-    let signature = sign_personal(key, keccak256(&raw));
-    format!("app-sk-{}", STANDARD.encode(format!("{raw}|{signature}")))
+    let unsigned = UnsignedToken::new(claims);
+    let signature = sign_personal(key, unsigned.hash());
+    unsigned.signed(&signature)
+}
+
+/// A token on its way to whoever signs it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnsignedToken(String);
+
+impl UnsignedToken {
+    /// Writes the claims down.
+    pub fn new(claims: &TokenClaims) -> Self {
+        Self(serde_json::to_string(claims).expect("claims are plain strings and numbers"))
+    }
+
+    /// The hash that the user signs as a personal message.
+    pub fn hash(&self) -> B256 {
+        keccak256(&self.0)
+    }
+
+    /// The `app-sk-…` text that goes behind `Bearer `, with the wire form of the signature.
+    pub fn signed(self, signature: &str) -> String {
+        let raw = self.0;
+        format!("app-sk-{}", STANDARD.encode(format!("{raw}|{signature}")))
+    }
 }
 
 /// Claims for a session that starts now; `duration_ms` is cut to 24 hours.

@@ -237,7 +237,7 @@ pub(crate) fn seal_to_file(
         match signer {
             Some(signer) => sealed_archive::encrypt(plaintext, &mut output, key, signer)?,
             None => sealed_archive::encrypt_unsigned(plaintext, &mut output, key)?,
-        }
+        };
     }
     temporary.as_file().sync_all().map_err(io)?;
     temporary.persist(path).map_err(|error| io(error.error))?;

@@ -5,19 +5,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use alloy_primitives::Address;
-use alloy_signer_local::PrivateKeySigner;
 use serde::{Deserialize, Serialize};
 use zerog_attestation::{Policy, Requirement};
 use zerog_chain::{Addresses, ChainClient, ClientOptions, Network, networks};
-use zerog_protocol::SecretKey;
 
 use crate::collateral::{CollateralCache, CollateralSources};
 use crate::error::{Error, Result};
 use crate::fine_tuning::FineTuning;
+use crate::fine_tuning::recipient::RecipientKeys;
 use crate::inference::session::SessionCache;
 use crate::inference::{Inference, lora::Lora};
 use crate::ledger::Ledger;
 use crate::provider_client::{ProviderClient, install_tls};
+use crate::wallet::Wallet;
 
 /// Chain id of the development network.
 pub const DEVNET_CHAIN_ID: u64 = 31337;
@@ -104,7 +104,7 @@ pub struct BrokerOptions {
     /// The network.
     pub network: NetworkSettings,
     /// The wallet; without one the broker can only read.
-    pub wallet: Option<SecretKey>,
+    pub wallet: Option<Wallet>,
     /// Gas price in neuron instead of the chain's suggestion.
     pub gas_price: Option<u128>,
     /// Highest gas price in neuron.
@@ -160,10 +160,10 @@ impl BrokerOptions {
         }
     }
 
-    /// The same options with a wallet.
+    /// The same options with a wallet: a [`SecretKey`](crate::SecretKey), or a device ([`Wallet::device`]).
     #[must_use]
-    pub fn with_wallet(mut self, wallet: SecretKey) -> Self {
-        self.wallet = Some(wallet);
+    pub fn with_wallet(mut self, wallet: impl Into<Wallet>) -> Self {
+        self.wallet = Some(wallet.into());
         self
     }
 
@@ -186,15 +186,16 @@ impl BrokerOptions {
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) chain: ChainClient,
-    pub(crate) wallet: Option<SecretKey>,
+    pub(crate) wallet: Option<Wallet>,
     pub(crate) options: BrokerOptions,
     pub(crate) http: ProviderClient,
     pub(crate) sessions: Arc<SessionCache>,
+    pub(crate) recipient_keys: Arc<RecipientKeys>,
     pub(crate) collateral: Arc<CollateralCache>,
 }
 
 impl Context {
-    pub(crate) fn wallet(&self) -> Result<&SecretKey> {
+    pub(crate) fn wallet(&self) -> Result<&Wallet> {
         self.wallet.as_ref().ok_or(Error::NoWallet)
     }
 
@@ -275,15 +276,14 @@ impl Broker {
             chain = chain.expect_chain(network.chain_id)?;
         }
         if let Some(wallet) = &options.wallet {
-            chain = chain.with_wallet(PrivateKeySigner::from_signing_key(
-                wallet.signing_key().clone(),
-            ));
+            chain = chain.with_wallet(wallet.signer().clone());
         }
         Ok(Self::new(Context {
             chain,
             wallet: options.wallet.clone(),
             http: ProviderClient::new(options.answer_timeout),
             sessions: Arc::default(),
+            recipient_keys: Arc::default(),
             collateral: Arc::default(),
             options,
         }))
@@ -313,6 +313,7 @@ impl Broker {
             wallet: context.wallet.clone(),
             http: context.http.clone(),
             sessions: Arc::clone(&context.sessions),
+            recipient_keys: Arc::clone(&context.recipient_keys),
             collateral: Arc::clone(&context.collateral),
             options: BrokerOptions {
                 gas_price,

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use alloy_primitives::{Address, U256};
-use zerog_chain::{ChainError, ContractErrorKind};
+use zerog_chain::{ChainError, ContractErrorKind, SigningError};
 use zerog_protocol::amount::format_0g;
 use zerog_protocol::{B256, TaskId};
 
@@ -126,7 +126,28 @@ pub enum Error {
     },
     /// The chain or a contract.
     #[error("{}", chain_message(.0))]
-    Chain(#[from] ChainError),
+    Chain(#[source] ChainError),
+    /// The wallet did not sign; nothing was sent.
+    #[error(transparent)]
+    Signing(#[from] SigningError),
+    /// The wallet signs the same text differently each time, so that no key can be derived from it.
+    #[error(
+        "wallet {address} signs the same text differently each time, so the key for a trained model could not be made again and the model would be lost. Use a wallet with deterministic signatures (RFC 6979), as Ledger and Trezor have them, or a key file"
+    )]
+    SignaturesDiffer {
+        /// The wallet.
+        address: Address,
+    },
+    /// The wallet could not open the model that the provider delivers.
+    #[error(
+        "this wallet could not open a model of provider {provider}: {reason}. Nothing was paid for it. Choose a provider that announces recipient keys, or use a wallet whose key is in a file"
+    )]
+    ModelNotOpenable {
+        /// The provider.
+        provider: Address,
+        /// Why.
+        reason: String,
+    },
     /// The wallet has no ledger.
     #[error(
         "{user} has no ledger account yet. Create it with `0g-compute-cli add-account --amount 3` or `deposit --amount 3`"
@@ -285,7 +306,7 @@ pub enum Error {
     },
     /// The enclave accepts no sealed data.
     #[error(
-        "provider {provider} accepts no sealed datasets. Use --plain to send the dataset over TLS only, or --via storage to store it in clear on public storage"
+        "provider {provider} accepts no datasets that this wallet can seal. Use --plain to send the dataset over TLS only, or --via storage to store it in clear on public storage"
     )]
     SealingUnsupported {
         /// The provider.
@@ -435,6 +456,9 @@ impl Error {
             Self::InvalidKey { .. } => "invalid_key",
             Self::Argument { .. } => "invalid_argument",
             Self::Chain(error) => chain_code(error),
+            Self::Signing(error) => signing_code(error),
+            Self::SignaturesDiffer { .. } => "signatures_differ",
+            Self::ModelNotOpenable { .. } => "model_not_openable",
             Self::LedgerMissing { .. } => "ledger_missing",
             Self::AccountMissing { .. } => "account_missing",
             Self::InsufficientAccount { .. } => "insufficient_account_balance",
@@ -478,7 +502,11 @@ impl Error {
     #[must_use]
     pub fn category(&self) -> Category {
         match self {
-            Self::NoWallet | Self::InvalidKey { .. } => Category::Authentication,
+            Self::Signing(SigningError::TimedOut { .. }) => Category::Timeout,
+            Self::NoWallet
+            | Self::InvalidKey { .. }
+            | Self::Signing(_)
+            | Self::SignaturesDiffer { .. } => Category::Authentication,
             Self::Argument { .. } => Category::Usage,
             Self::Chain(error) => chain_category(error),
             Self::LedgerMissing { .. }
@@ -508,6 +536,7 @@ impl Error {
             | Self::NoTask { .. }
             | Self::TaskEnded { .. }
             | Self::AdapterFailed { .. }
+            | Self::ModelNotOpenable { .. }
             | Self::DeliverableMissing { .. }
             | Self::DeliverableNotAcknowledged { .. } => Category::Provider,
             Self::VerificationFailed { .. }
@@ -546,6 +575,15 @@ impl Error {
             Self::ProviderUnreachable { .. } => true,
             Self::ProviderRefused { status, .. } => matches!(status, 408 | 429 | 500..),
             _ => false,
+        }
+    }
+}
+
+impl From<ChainError> for Error {
+    fn from(error: ChainError) -> Self {
+        match error {
+            ChainError::Signing(error) => Self::Signing(error),
+            other => Self::Chain(other),
         }
     }
 }
@@ -636,6 +674,15 @@ fn chain_code(error: &ChainError) -> &'static str {
         ChainError::Underpriced { .. } | ChainError::GasPriceAboveMaximum { .. } => "gas_price",
         ChainError::NonceUsed { .. } => "nonce_used",
         _ => "chain",
+    }
+}
+
+fn signing_code(error: &SigningError) -> &'static str {
+    match error {
+        SigningError::TimedOut { .. } => "signing_timeout",
+        SigningError::WrongSignature { .. } => "wrong_signature",
+        SigningError::Unsupported { .. } => "signing_unsupported",
+        _ => "signing_refused",
     }
 }
 

@@ -95,6 +95,7 @@ pub use policy_file::read_policy;
 pub use progress::Progress;
 pub use storage::{Storage, StorageOptions};
 pub use verification::{VerificationReport, VerificationStep};
+pub use wallet::Wallet;
 
 pub use zerog_attestation::{
     Assurance, Check, CheckId, CheckStatus, Level, Policy, Rejection, Requirement, Verdict,
@@ -104,10 +105,10 @@ pub use zerog_chain::fine_tuning::{
 };
 pub use zerog_chain::inference::{Account as InferenceAccount, Service as InferenceService};
 pub use zerog_chain::ledger::LedgerAccount;
-pub use zerog_chain::{Addresses, Receipt, networks};
+pub use zerog_chain::{Addresses, Receipt, SigningDevice, SigningError, networks};
 pub use zerog_protocol::adapter::AdapterState;
 pub use zerog_protocol::fine_tuning_api::{
-    FeeBreakdown, ModelView, StateTime, TaskView as Task, TrainingProgress,
+    FeeBreakdown, ModelView, Recipient, StateTime, TaskView as Task, TrainingProgress,
 };
 pub use zerog_protocol::inference_api::{AdapterShares, AdapterView, DeployResponse};
 pub use zerog_protocol::quote::SignedQuote;

@@ -8,9 +8,11 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, RETRY_AFTER};
+use reqwest::tls::TlsInfo;
 use reqwest::{Method, Response, StatusCode};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use zerog_attestation::{Connection, PeerCertificate};
 
 use crate::error::{Error, Result};
 
@@ -46,6 +48,8 @@ pub struct Answer {
     pub headers: HeaderMap,
     /// Response body.
     pub body: Vec<u8>,
+    /// How it came.
+    pub connection: Connection,
 }
 
 impl Answer {
@@ -363,6 +367,7 @@ impl ProviderClient {
         }
         let mut builder = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
+            .tls_info(true)
             .read_timeout(self.answer_timeout.unwrap_or(READ_TIMEOUT))
             .user_agent(concat!("zerog-sdk/", env!("CARGO_PKG_VERSION")));
         if is_local {
@@ -548,7 +553,7 @@ async fn read_body(
     mut response: Response,
     max_bytes: usize,
 ) -> Result<Answer> {
-    let headers = response.headers().clone();
+    let (headers, connection) = (response.headers().clone(), connection(&response));
     let mut body = Vec::new();
     while let Some(chunk) = response
         .chunk()
@@ -563,7 +568,28 @@ async fn read_body(
         }
         body.extend_from_slice(&chunk);
     }
-    Ok(Answer { headers, body })
+    Ok(Answer {
+        headers,
+        body,
+        connection,
+    })
+}
+
+/// How a response came: redirects lead to the last connection, which is the one that counts.
+fn connection(response: &Response) -> Connection {
+    if response.url().scheme() != "https" {
+        return if is_loopback(response.url().as_str()) {
+            Connection::Local
+        } else {
+            Connection::Plain
+        };
+    }
+    response
+        .extensions()
+        .get::<TlsInfo>()
+        .and_then(TlsInfo::peer_certificate)
+        .and_then(|certificate| PeerCertificate::parse(certificate).ok())
+        .map_or(Connection::UnreadableTls, Connection::Tls)
 }
 
 async fn read_at_most(mut response: Response, max_bytes: usize) -> Vec<u8> {

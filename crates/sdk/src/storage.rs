@@ -8,15 +8,14 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use alloy_primitives::{Address, B256};
-use alloy_signer_local::PrivateKeySigner;
 use zerog_chain::{Addresses, ChainClient, ClientOptions as ChainOptions, networks};
-use zerog_protocol::SecretKey;
 use zerog_storage::{Client, ClientOptions, Phase, merkle};
 
 use crate::broker::{Broker, Context};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::provider_client::install_tls;
+use crate::wallet::Wallet;
 
 pub use zerog_protocol::FileKey;
 pub use zerog_storage::indexer::Preference;
@@ -41,7 +40,7 @@ pub struct StorageOptions {
     /// Chain JSON-RPC endpoint; only for storing.
     pub rpc_url: Option<String>,
     /// Who pays; only for storing.
-    pub wallet: Option<SecretKey>,
+    pub wallet: Option<Wallet>,
     /// The Flow contract; by default that of the known network with the endpoint's chain id, else the one that all
     /// nodes name.
     pub flow_address: Option<Address>,
@@ -237,9 +236,7 @@ async fn chain(url: &str, options: &StorageOptions, client: &Client) -> Result<C
     };
     let chain = probe.with_addresses(addresses(Some(flow)));
     Ok(match &options.wallet {
-        Some(wallet) => chain.with_wallet(PrivateKeySigner::from_signing_key(
-            wallet.signing_key().clone(),
-        )),
+        Some(wallet) => chain.with_wallet(wallet.signer().clone()),
         None => chain,
     })
 }
@@ -348,7 +345,7 @@ fn storage_error(error: zerog_storage::Error) -> Error {
             let Failure::Chain(chain) = error else {
                 unreachable!("just matched")
             };
-            return Error::Chain(chain);
+            return chain.into();
         }
         Failure::DestinationExists { path } => {
             return Error::Argument {

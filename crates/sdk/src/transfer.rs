@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use reqwest::StatusCode;
 use tokio::io::AsyncWriteExt;
 
@@ -30,10 +31,10 @@ pub(crate) fn partial_path(path: &Path) -> PathBuf {
 
 /// Downloads by repeated POST with a fresh body each time (its signature is dated) until the file is complete.
 /// Continues an earlier `.partial`; returns its path and whether bytes of an earlier run are in it.
-pub(crate) async fn download_by_post<B: serde::Serialize>(
+pub(crate) async fn download_by_post<'a, B: serde::Serialize + Sync>(
     http: &ProviderClient,
     url: &str,
-    mut body: impl FnMut() -> B,
+    body: &(impl Fn() -> BoxFuture<'a, Result<B>> + Sync),
     destination: &Path,
     max_bytes: u64,
     on_progress: &mut (dyn FnMut(Progress) + Send),
@@ -48,7 +49,7 @@ pub(crate) async fn download_by_post<B: serde::Serialize>(
         match attempt(
             http,
             url,
-            &body(),
+            &body().await?,
             &partial,
             &mut done,
             max_bytes,

@@ -12,7 +12,8 @@ use zerog_attestation::{
     Assurance, Check, CheckId, Collateral, Evidence, Level, ModelNode, QuoteBundle, Requirement,
     Verdict, bundle, evaluate,
 };
-use zerog_protocol::seal::SEAL_VERSION;
+use zerog_protocol::recipient::RECIPIENT_KEY_VERSION;
+use zerog_protocol::seal::{PERSONAL_SEAL_VERSION, SEAL_VERSION};
 
 use crate::broker::Context;
 use crate::collateral::Found;
@@ -79,6 +80,10 @@ pub struct VerificationReport {
 pub(crate) struct VerifiedEnclave {
     /// X25519 key, when the enclave takes sealed data.
     pub(crate) sealing_key: Option<[u8; 32]>,
+    /// Whether it takes sealed files that are signed as a personal message.
+    pub(crate) takes_personal_seals: bool,
+    /// Whether it seals models to recipient keys.
+    pub(crate) takes_recipient_keys: bool,
 }
 
 /// The registered side of a service.
@@ -178,9 +183,17 @@ impl Context {
             }
             _ => {}
         }
-        let seals = QuoteBundle::parse(&answer.body).is_ok_and(|bundle| bundle.seals(SEAL_VERSION));
-        let sealing_key = verdict.sealing_key.filter(|_| seals);
-        Ok(VerifiedEnclave { sealing_key })
+        let bundle = QuoteBundle::parse(&answer.body).ok();
+        let announces = |has: fn(&QuoteBundle) -> bool| bundle.as_ref().is_some_and(has);
+        Ok(VerifiedEnclave {
+            sealing_key: verdict
+                .sealing_key
+                .filter(|_| announces(|bundle| bundle.seals(SEAL_VERSION))),
+            takes_personal_seals: announces(|bundle| bundle.seals(PERSONAL_SEAL_VERSION)),
+            takes_recipient_keys: announces(|bundle| {
+                bundle.takes_recipient_keys(RECIPIENT_KEY_VERSION)
+            }),
+        })
     }
 
     pub(crate) async fn fetch_quote(&self, url: &str, path: &str) -> Result<Answer> {
@@ -237,11 +250,7 @@ impl Context {
         if !is_answer {
             return None;
         }
-        let challenge = Challenge {
-            nonce,
-            sealing_key,
-            tls_key_sha256: [0; 32],
-        };
+        let challenge = Challenge { nonce, sealing_key };
         Some(
             self.judge(&answer, registration, Some(challenge), now_s)
                 .await,
@@ -274,6 +283,7 @@ impl Context {
             registered_signer: Some(registration.signer),
             acknowledged: Some(registration.acknowledged),
             challenge,
+            connection: answer.connection.clone(),
             model_node: registration.model_node,
             sealed: registration.sealed && bundle.is_some_and(|bundle| bundle.seals(SEAL_VERSION)),
         };

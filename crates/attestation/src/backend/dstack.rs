@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::{BackendError, TeeBackend, TeeKind};
-use crate::bundle::{QuoteBundle, SEALING_FORMATS};
+use crate::bundle::{QuoteBundle, RECIPIENT_KEY_FORMATS, SEALING_FORMATS};
 
 /// Sockets of the guest agent, newest name first.
 pub const SOCKET_PATHS: [&str; 4] = [
@@ -138,6 +138,8 @@ impl TeeBackend for DstackBackend {
             tcb_info: info.tcb_info,
             simulated: false,
             sealing: SEALING_FORMATS.map(str::to_owned).to_vec(),
+            recipient_keys: RECIPIENT_KEY_FORMATS.map(str::to_owned).to_vec(),
+            tls_key_sha256: None,
             nvidia_payload: None,
         })
     }

@@ -13,7 +13,7 @@ use rand::RngCore as _;
 use zeroize::Zeroizing;
 
 use super::{BackendError, TeeBackend, TeeKind};
-use crate::bundle::{QuoteBundle, SEALING_FORMATS};
+use crate::bundle::{QuoteBundle, RECIPIENT_KEY_FORMATS, SEALING_FORMATS};
 use crate::keys::derive_path_key;
 
 /// Folder of the kernel's report interface.
@@ -84,6 +84,8 @@ impl TeeBackend for TdxGuestBackend {
             tcb_info: "{}".into(),
             simulated: false,
             sealing: SEALING_FORMATS.map(str::to_owned).to_vec(),
+            recipient_keys: RECIPIENT_KEY_FORMATS.map(str::to_owned).to_vec(),
+            tls_key_sha256: None,
             nvidia_payload: None,
         })
     }

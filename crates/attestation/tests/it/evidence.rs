@@ -154,7 +154,6 @@ fn gpu_evidence_is_made_once_and_stays_good_after_a_nonce() {
     let challenge = Challenge {
         nonce: NONCE,
         sealing_key: keys.sealing.public(),
-        tls_key_sha256: [0; 32],
     };
     for data in [keys.legacy_report_data(), keys.structured_report_data()] {
         let mut body = enclave.body(&keys.challenge_report_data(&NONCE, None));

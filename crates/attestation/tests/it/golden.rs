@@ -166,6 +166,8 @@ fn published_clients_accept_the_body_shape() {
         tcb_info: serde_json::json!({ "app_compose": compose }).to_string(),
         simulated: true,
         sealing: vec!["v1".into()],
+        recipient_keys: Vec::new(),
+        tls_key_sha256: None,
         nvidia_payload: None,
     };
     let body: serde_json::Value = serde_json::from_str(&bundle.to_json()).unwrap();

@@ -213,7 +213,6 @@ fn a_nonce_is_answered_or_refused() {
     let challenge = Challenge {
         nonce,
         sealing_key: keys.sealing.public(),
-        tls_key_sha256: [0; 32],
     };
     let ask = |challenge| {
         let evidence = Evidence {

@@ -166,7 +166,7 @@ async fn look(doctor: &mut Doctor<'_>, provider: Option<Address>) {
     };
     let rpc_url = network.rpc_url.clone();
     let mut options = BrokerOptions::custom(network);
-    options.wallet = key;
+    options.wallet = key.map(Into::into);
     options.cache_dir = Some(app.profile.cache_dir());
     let broker = match Broker::connect(options).await {
         Ok(broker) => {

@@ -119,7 +119,7 @@ async fn upload(common: &Common, arguments: Upload) -> Outcome<String> {
         submitter: arguments.submitter,
         max_fee: arguments.fee,
     };
-    options.wallet = Some(key);
+    options.wallet = Some(key.into());
     let storage = Storage::connect(options).await.map_err(text)?;
     let outcomes = storage
         .upload(&arguments.file, &upload_options, shown("uploaded"))

@@ -5,6 +5,10 @@
 
 mod cli_walk;
 mod demo;
+mod device;
+#[path = "../../../sdk/tests/it/device_signer.rs"]
+#[allow(dead_code, reason = "here the person at the device always confirms")]
+mod device_signer;
 mod disk;
 mod examples;
 mod handover;

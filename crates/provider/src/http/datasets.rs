@@ -14,7 +14,8 @@ use tokio::sync::mpsc;
 use zerog_protocol::fine_tuning_api::{DatasetDeleteRequest, DatasetUploadResponse};
 use zerog_protocol::limits::SIGNATURE_MAX_AGE_S;
 use zerog_protocol::seal::{SealContext, SealPurpose, open_key};
-use zerog_protocol::{FileKey, sealed_archive, signing};
+use zerog_protocol::sealed_archive::{self, ArchiveError};
+use zerog_protocol::{FileKey, signing};
 use zerog_tokenization::check_dataset;
 use zeroize::Zeroizing;
 
@@ -261,7 +262,7 @@ async fn receive(app: &App, mut field: Field<'_>) -> Result<Incoming, ApiError> 
     drop(sender);
     match writer.await.map_err(ApiError::internal)? {
         Ok(()) => Ok(Incoming::File { folder, key, name }),
-        Err(crate::vault::VaultError::Archive(sealed_archive::ArchiveError::EmptyPlaintext)) => {
+        Err(crate::vault::VaultError::Archive(ArchiveError::EmptyPlaintext)) => {
             Err(invalid("the file is empty"))
         }
         Err(error) => Err(no_room(error)),
@@ -304,9 +305,14 @@ async fn store(
                 return Err(ApiError::bad_request("seal_version", text).field("sealVersion"));
             }
             None => received,
-            Some("1" | "v1") => open_sealed(&worker, user, &fields, &received)?,
+            Some("1" | "v1") => open_sealed(&worker, user, &fields, |key, plaintext| {
+                sealed_archive::decrypt_signed_by(&mut &received[..], plaintext, key, user)
+            })?,
+            Some("2" | "v2") => open_sealed(&worker, user, &fields, |key, plaintext| {
+                sealed_archive::decrypt_personally_signed_by(&mut &received[..], plaintext, key, user)
+            })?,
             Some(_) => {
-                return Err(ApiError::bad_request("seal_version", "sealVersion must be 1").field("sealVersion"));
+                return Err(ApiError::bad_request("seal_version", "sealVersion must be 1 or 2").field("sealVersion"));
             }
         };
         let bytes = plaintext.len() as u64;
@@ -351,11 +357,12 @@ async fn insert((app, row): (&Arc<App>, DatasetRow)) -> Result<DatasetRow, ApiEr
     Ok(row)
 }
 
+/// The plaintext of a sealed file, which `decrypt` reads with the key in the form and whose signer it checks.
 fn open_sealed(
     app: &App,
     user: Address,
     fields: &Fields,
-    sealed: &[u8],
+    decrypt: impl FnOnce(&FileKey, &mut Vec<u8>) -> Result<(), ArchiveError>,
 ) -> Result<Zeroizing<Vec<u8>>, ApiError> {
     let missing = |name: &'static str| {
         ApiError::bad_request(
@@ -388,8 +395,8 @@ fn open_sealed(
         sealed_key.trim(),
     )
     .map_err(|error| ApiError::bad_request("sealed_key", error.to_string()).field("sealedKey"))?;
-    let mut plaintext = Zeroizing::new(Vec::with_capacity(sealed.len()));
-    sealed_archive::decrypt_signed_by(&mut &sealed[..], &mut *plaintext, &key, user)
+    let mut plaintext = Zeroizing::new(Vec::new());
+    decrypt(&key, &mut plaintext)
         .map_err(|error| ApiError::bad_request("sealed_file", error.to_string()).field("file"))?;
     Ok(plaintext)
 }

@@ -12,9 +12,11 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use zerog_lifecycle::{Event, Task, Terms};
 use zerog_protocol::fine_tuning_api::{
-    CancelTaskRequest, CreateTaskRequest, CreateTaskResponse, StateTime, TaskView, TrainingProgress,
+    CancelTaskRequest, CreateTaskRequest, CreateTaskResponse, Recipient, StateTime, TaskView,
+    TrainingProgress,
 };
 use zerog_protocol::models::ModelKind;
+use zerog_protocol::recipient::{self, TaskBinding};
 use zerog_protocol::task::TaskState;
 use zerog_protocol::training_params::{TrainingMethod, TrainingParams};
 use zerog_protocol::{TaskId, signing};
@@ -85,12 +87,17 @@ async fn accept(
     })?;
     let max_fee = max_fee(&request.fee)?;
     let hash = signing::create_task_hash(user, nonce, &request.dataset_hash);
-    let public_key = signing::verify_personal(hash, &request.signature, user)
+    let wallet_key = signing::verify_personal(hash, &request.signature, user)
         .map_err(|error| ApiError::from(error).field("signature"))?;
+    let public_key = match &request.recipient {
+        Some(recipient) => recipient_key(app, user, nonce, request, recipient)?,
+        None => wallet_key,
+    };
     // The same request again, because its answer was lost.
     if let Some(row) = app.store.task_by_nonce(user, &request.nonce).await? {
         if row.signature.eq_ignore_ascii_case(&request.signature)
             && row.dataset_hash == request.dataset_hash
+            && row.user_public_key == hex::encode(public_key)
         {
             return Ok(row.task.id);
         }
@@ -113,6 +120,52 @@ async fn accept(
     .await?;
     check_queue(app, role, user, request.wait).await?;
     insert(app, role, entry, request, user, public_key, max_fee).await
+}
+
+/// The key that the user wants the model sealed to, if he signed that for this very task.
+fn recipient_key(
+    app: &App,
+    user: Address,
+    nonce: U256,
+    request: &CreateTaskRequest,
+    wanted: &Recipient,
+) -> Result<[u8; 65], ApiError> {
+    let public_key = recipient::parse_public_key(&wanted.key).map_err(|error| {
+        ApiError::bad_request("invalid_recipient_key", error.to_string()).field("recipient.key")
+    })?;
+    let binding = TaskBinding {
+        chain_id: app.chain.chain_id(),
+        provider: app.provider,
+        user,
+        nonce,
+        dataset_hash: &request.dataset_hash,
+        model_hash: &request.pre_trained_model_hash,
+        training_params: &request.training_params,
+    };
+    signing::verify_personal(binding.hash(&public_key), &wanted.signature, user)
+        .map_err(|error| ApiError::from(error).field("recipient.signature"))?;
+    Ok(public_key)
+}
+
+/// The recipient key that a task's model is sealed to, confirmed; none where it is sealed to the wallet itself.
+fn confirmed_recipient(app: &App, row: &TaskRow) -> Option<Recipient> {
+    let mut public_key = [0u8; 65];
+    hex::decode_to_slice(&row.user_public_key, &mut public_key).ok()?;
+    let [_, point @ ..] = &public_key;
+    if Address::from_raw_public_key(point) == row.task.user {
+        return None;
+    }
+    let hash = recipient::confirmation_hash(
+        app.chain.chain_id(),
+        app.provider,
+        row.task.user,
+        row.task.id,
+        &public_key,
+    );
+    Some(Recipient {
+        key: recipient::public_key_text(&public_key),
+        signature: signing::sign_personal(&app.identity.keys().signer, hash),
+    })
 }
 
 /// The base model that a request names.
@@ -566,6 +619,7 @@ async fn view(app: &App, row: &TaskRow) -> Result<TaskView, ApiError> {
         training: training(row),
         model_root_hash: task.root_hash.map(|root| root.to_string()),
         states,
+        recipient: confirmed_recipient(app, row),
     })
 }
 

@@ -11,6 +11,7 @@ mod http;
 mod methods;
 mod plaintext;
 mod quotes;
+mod recipient;
 mod recovery;
 mod settlement;
 mod store;

@@ -2,14 +2,14 @@
 
 use std::error::Error;
 
-use zerog_sdk::{Broker, BrokerOptions};
+use zerog_sdk::{Broker, BrokerOptions, SecretKey};
 
 /// Connects as `PRIVATE_KEY` to the network `NETWORK`, by default the `devnet` that runs on this machine.
 pub(crate) async fn connect() -> Result<Broker, Box<dyn Error>> {
     let key = std::env::var("PRIVATE_KEY")
         .map_err(|_| "set PRIVATE_KEY; `0g-compute-devnet up` prints development keys")?;
     let network = std::env::var("NETWORK").unwrap_or_else(|_| "devnet".into());
-    let options = BrokerOptions::network(&network)?.with_wallet(key.trim().parse()?);
+    let options = BrokerOptions::network(&network)?.with_wallet(key.trim().parse::<SecretKey>()?);
     Ok(Broker::connect(options).await?)
 }
 

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::Path;
+use std::sync::Mutex;
 
 use alloy_primitives::{Address, B256, Keccak256};
 use serde::Serialize;
@@ -10,7 +11,7 @@ use zerog_protocol::fine_tuning_api::{DatasetDeleteRequest, DatasetUploadRespons
 use zerog_protocol::limits::MAX_DATASET_BYTES;
 use zerog_protocol::seal::{SealContext, SealPurpose, seal_key};
 use zerog_protocol::sealed_archive::ArchiveError;
-use zerog_protocol::{FileKey, SecretKey, sealed_archive, signing};
+use zerog_protocol::{FileKey, sealed_archive, signing};
 use zerog_tokenization::check_dataset;
 
 use super::FineTuning;
@@ -109,11 +110,14 @@ impl FineTuning {
             .await?;
         let sealed = match (options.plain, enclave.sealing_key) {
             (true, _) => None,
-            (false, Some(sealing_key)) => {
+            (false, Some(sealing_key))
+                if wallet.secret_key().is_some() || enclave.takes_personal_seals =>
+            {
                 on_progress(Progress::step("sealing the dataset to the enclave"));
-                Some(self.seal_dataset(provider, path, &report, &sealing_key)?)
+                let sealed = self.seal_dataset(provider, path, &report, &sealing_key);
+                Some(sealed.await?)
             }
-            (false, None) => return Err(Error::SealingUnsupported { provider }),
+            (false, _) => return Err(Error::SealingUnsupported { provider }),
         };
         on_progress(Progress::step("uploading the dataset"));
         let is_sealed = sealed.is_some();
@@ -122,6 +126,7 @@ impl FineTuning {
             wallet,
             provider_url: &registration.url,
             path,
+            signed: Mutex::default(),
         };
         let answer = upload.send(sealed, &mut on_progress).await?;
         let uploaded: DatasetUploadResponse = parse_json("upload dataset", &answer.body)?;
@@ -148,11 +153,12 @@ impl FineTuning {
     pub async fn delete_dataset(&self, provider: Address, dataset_hash: &str) -> Result<String> {
         let wallet = self.context.wallet()?;
         let timestamp = Context::now_s();
+        let digest = signing::dataset_delete_hash(dataset_hash, timestamp);
+        let signature = wallet
+            .sign_personal("the removal of the dataset", digest)
+            .await?;
         let request = DatasetDeleteRequest {
-            signature: signing::sign_personal(
-                wallet,
-                signing::dataset_delete_hash(dataset_hash, timestamp),
-            ),
+            signature,
             timestamp,
         };
         let path = format!(
@@ -201,14 +207,14 @@ impl FineTuning {
             .map(|_| ())
     }
 
-    fn seal_dataset(
+    async fn seal_dataset(
         &self,
         provider: Address,
         path: &Path,
         report: &DatasetReport,
         sealing_key: &[u8; 32],
     ) -> Result<SealedFile> {
-        let wallet: &SecretKey = self.context.wallet()?;
+        let wallet = self.context.wallet()?;
         let id = report.keccak.to_string();
         let context = SealContext {
             chain_id: self.context.chain.chain_id(),
@@ -227,16 +233,30 @@ impl FineTuning {
             BufReader::new(File::open(path).map_err(|error| Error::file("read", path, error))?);
         let mut file = tempfile::tempfile()
             .map_err(|error| Error::file("create", std::env::temp_dir(), error))?;
-        sealed_archive::encrypt(&mut plaintext, &mut file, &file_key, wallet).map_err(|error| {
-            match error {
-                ArchiveError::Io(error) => Error::file("write", std::env::temp_dir(), error),
-                other => Error::Archive {
-                    path: path.to_path_buf(),
-                    reason: other.to_string(),
-                },
+        let failed = |error| match error {
+            ArchiveError::Io(error) => Error::file("write", std::env::temp_dir(), error),
+            other => Error::Archive {
+                path: path.to_path_buf(),
+                reason: other.to_string(),
+            },
+        };
+        let version = match wallet.secret_key() {
+            Some(key) => {
+                sealed_archive::encrypt(&mut plaintext, &mut file, &file_key, key)
+                    .map_err(failed)?;
+                "1"
             }
-        })?;
+            None => {
+                let tags = sealed_archive::encrypt_unsigned(&mut plaintext, &mut file, &file_key)
+                    .map_err(failed)?;
+                let signature = wallet.sign_message("the dataset", tags.as_slice()).await?;
+                sealed_archive::write_signature(&mut file, 0, &signature)
+                    .map_err(|error| failed(error.into()))?;
+                "2"
+            }
+        };
         Ok(SealedFile {
+            version,
             sealed_key,
             file,
             dataset_hash: id,

@@ -6,13 +6,15 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use alloy_primitives::{Address, B256, Keccak256};
+use futures::FutureExt;
 use serde::Serialize;
 use zerog_chain::Receipt;
 use zerog_chain::fine_tuning::{Deliverable, DeliverableState};
+use zerog_protocol::ecies::{self, EciesError};
 use zerog_protocol::fine_tuning_api::LoraDownloadRequest;
 use zerog_protocol::limits::{MAX_ADAPTER_BYTES, MAX_ARCHIVE_MEMBERS};
 use zerog_protocol::manifest::{ARCHIVE_FOLDER, AdapterManifest, MANIFEST_MEMBER};
-use zerog_protocol::{FileKey, TaskId, ecies, sealed_archive, signing};
+use zerog_protocol::{FileKey, TaskId, sealed_archive, signing};
 
 use super::FineTuning;
 use crate::broker::Context;
@@ -79,8 +81,9 @@ impl FineTuning {
     /// An interrupted download is continued. Acknowledging lets the provider settle, which puts the key on chain.
     ///
     /// # Errors
-    /// [`Error::DeliverableMissing`], [`Error::HashMismatch`] (nothing is acknowledged and no file is left), a failed
-    /// download, or the chain.
+    /// [`Error::DeliverableMissing`], [`Error::HashMismatch`] (nothing is acknowledged and no file is left),
+    /// [`Error::ModelNotOpenable`] for a wallet that cannot decrypt without the enclave's confirmation that it sealed the
+    /// model to its recipient key, a failed download, or the chain.
     pub async fn acknowledge_model(
         &self,
         provider: Address,
@@ -90,6 +93,9 @@ impl FineTuning {
         mut on_progress: impl FnMut(Progress) + Send,
     ) -> Result<AcknowledgedModel> {
         let deliverable = self.deliverable(provider, task).await?;
+        if deliverable.state() == DeliverableState::Delivered {
+            self.check_recipient(provider, task).await?;
+        }
         let expected = root_hash(&deliverable)?;
         let path = target_path(data_path, task)?;
         let (method, bytes) = self
@@ -115,8 +121,8 @@ impl FineTuning {
         })
     }
 
-    /// Acknowledges without downloading or checking anything: the way out when only the next task matters. `None` when
-    /// it was acknowledged before.
+    /// Acknowledges without downloading or checking anything, also whether this wallet can open the model: the way out
+    /// when only the next task matters. `None` when it was acknowledged before.
     ///
     /// # Errors
     /// [`Error::DeliverableMissing`] or the chain.
@@ -278,20 +284,23 @@ impl FineTuning {
             &format!("/v1/user/{}/task/{task}/lora", wallet.address()),
         );
         let request = || {
-            let timestamp = Context::now_s();
-            let signature =
-                signing::sign_personal(wallet, signing::lora_download_hash(task, timestamp));
-            LoraDownloadRequest {
-                signature,
-                timestamp,
+            async move {
+                let timestamp = Context::now_s();
+                let digest = signing::lora_download_hash(task, timestamp);
+                let signature = wallet.sign_personal("the download", digest).await?;
+                Ok(LoraDownloadRequest {
+                    signature,
+                    timestamp,
+                })
             }
+            .boxed()
         };
         let max_bytes = sealed_archive::encrypted_length(MAX_ADAPTER_BYTES);
         loop {
             let (partial, was_continued) = transfer::download_by_post(
                 &self.context.http,
                 &url,
-                request,
+                &request,
                 path,
                 max_bytes,
                 on_progress,
@@ -345,7 +354,8 @@ impl FineTuning {
         Ok(output)
     }
 
-    /// The key of an adapter archive: waits for it on chain and opens it with the wallet.
+    /// The key of an adapter archive: waits for it on chain and opens it with the wallet, or with the wallet's recipient
+    /// key when it is sealed to that one.
     pub(crate) async fn archive_key(
         &self,
         provider: Address,
@@ -395,8 +405,18 @@ impl FineTuning {
             }
             tokio::time::sleep(self.context.poll_interval()).await;
         };
-        let opened =
-            ecies::open(wallet, &secret).map_err(|error| no_key(task, &error.to_string()))?;
+        let opened = match wallet.secret_key() {
+            // A wallet whose key is here may have been on a device when the task was created.
+            Some(key) => match ecies::open(key, &secret) {
+                Err(EciesError::Open) => {
+                    let recipient = self.context.recipient_key(provider).await?;
+                    ecies::open(&recipient, &secret)
+                }
+                other => other,
+            },
+            None => ecies::open(&*self.context.recipient_key(provider).await?, &secret),
+        };
+        let opened = opened.map_err(|error| no_key(task, &error.to_string()))?;
         FileKey::from_slice(&opened)
             .ok_or_else(|| no_key(task, "the published key is not 32 bytes long"))
     }

@@ -5,6 +5,7 @@ pub mod dataset;
 pub mod deliverable;
 pub mod offer;
 pub mod quote;
+pub(crate) mod recipient;
 pub mod services;
 pub mod task;
 mod upload;

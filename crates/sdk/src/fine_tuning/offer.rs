@@ -10,7 +10,6 @@ use alloy_primitives::{Address, B256, U256, keccak256};
 use serde::{Deserialize, Serialize};
 use zerog_protocol::limits::MAX_DATASET_BYTES;
 use zerog_protocol::quote::{QuoteFinding, QuoteRequest, SignedQuote, TaskQuote, request_hash};
-use zerog_protocol::signing;
 use zerog_tokenization::{Inspection, RenderOptions, Tokenizer, inspect};
 
 use super::FineTuning;
@@ -157,11 +156,14 @@ impl FineTuning {
         parse_params(Some(training_params), &facts)?;
         let timestamp = Context::now_s();
         let digest = request_hash(wallet.address(), provider, dataset_hash, timestamp);
+        let signature = wallet
+            .sign_personal("the request for a quote", digest)
+            .await?;
         let request = QuoteRequest {
             dataset_hash: dataset_hash.to_owned(),
             training_params: training_params.to_owned(),
             pre_trained_model_hash: facts.hash.to_string(),
-            signature: signing::sign_personal(wallet, digest),
+            signature,
             timestamp,
         };
         let url = join(

@@ -35,7 +35,8 @@ impl FineTuning {
     ///
     /// # Errors
     /// [`Error::UnknownModel`], [`Error::TrainingParameters`], [`Error::AccountMissing`], [`Error::NotAcknowledged`],
-    /// [`Error::QueueNotEmpty`], or the provider's refusal.
+    /// [`Error::QueueNotEmpty`], [`Error::ModelNotOpenable`] for a wallet that cannot decrypt, [`Error::Signing`], or the
+    /// provider's refusal.
     pub async fn create_task(&self, task: &CreateTask) -> Result<TaskId> {
         let wallet = self.context.wallet()?;
         let (user, provider) = (wallet.address(), task.provider);
@@ -48,6 +49,7 @@ impl FineTuning {
                 ),
             });
         }
+        self.check_openable(provider).await?;
         let service = self.get_service(provider).await?;
         if !service.tee_signer_acknowledged {
             return Err(Error::ServiceNotAcknowledged {
@@ -74,20 +76,20 @@ impl FineTuning {
         // Milliseconds with a fixed tail, as all clients make it, and above what the account has seen.
         let clock = U256::from(Context::now_ms()) * U256::from(10_000u64) + U256::from(40u64);
         let nonce = clock.max(account.nonce.saturating_add(U256::ONE));
-        let signature = signing::sign_personal(
-            wallet,
-            signing::create_task_hash(user, nonce, &task.dataset_hash),
-        );
-        let request = CreateTaskRequest {
+        let mut request = CreateTaskRequest {
             user_address: user.to_string(),
             dataset_hash: task.dataset_hash.clone(),
             training_params: task.training_params.clone(),
             pre_trained_model_hash: model_hash.to_string(),
             fee: task.max_fee.unwrap_or_default().to_string(),
             nonce: nonce.to_string(),
-            signature,
+            signature: String::new(),
             wait: task.queue,
+            recipient: None,
         };
+        request.recipient = self.recipient(wallet, provider, nonce, &request).await?;
+        let digest = signing::create_task_hash(user, nonce, &task.dataset_hash);
+        request.signature = wallet.sign_personal("the task", digest).await?;
         let url = join(&service.url, &format!("/v1/user/{user}/task"));
         let answer = match self
             .context
@@ -106,15 +108,35 @@ impl FineTuning {
             other => other?,
         };
         let created: CreateTaskResponse = parse_json("create task", &answer.body)?;
-        created
-            .id
-            .parse()
-            .map_err(
-                |error: zerog_protocol::ids::TaskIdError| Error::ProviderAnswer {
-                    operation: "create task",
-                    reason: error.to_string(),
-                },
-            )
+        let id: TaskId =
+            created
+                .id
+                .parse()
+                .map_err(
+                    |error: zerog_protocol::ids::TaskIdError| Error::ProviderAnswer {
+                        operation: "create task",
+                        reason: error.to_string(),
+                    },
+                )?;
+        match self.check_recipient(provider, id).await {
+            Ok(()) => Ok(id),
+            // Before training has ended this costs nothing.
+            Err(Error::ModelNotOpenable { reason, .. }) => {
+                let outcome = match self.cancel_task(provider, id).await {
+                    Ok(_) => format!("task {id} was cancelled"),
+                    Err(error) => {
+                        format!("task {id} was not cancelled ({error}); do not acknowledge it")
+                    }
+                };
+                let reason = format!("{reason}; {outcome}");
+                Err(Error::ModelNotOpenable { provider, reason })
+            }
+            // The task is there. It is asked again before the model is acknowledged, so before it is paid.
+            Err(error) => {
+                tracing::warn!(task.id = %id, %error, "the enclave's confirmation of the recipient key could not be read yet");
+                Ok(id)
+            }
+        }
     }
 
     /// All tasks of the wallet with a provider, newest first.
@@ -175,9 +197,10 @@ impl FineTuning {
             &self.get_provider_url(provider).await?,
             &format!("/v1/user/{}/task/{task}/cancel", wallet.address()),
         );
-        let request = CancelTaskRequest {
-            signature: signing::sign_personal(wallet, signing::cancel_task_hash(task)),
-        };
+        let signature = wallet
+            .sign_personal("the cancellation", signing::cancel_task_hash(task))
+            .await?;
+        let request = CancelTaskRequest { signature };
         let answer = self
             .context
             .http

@@ -3,28 +3,34 @@
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use reqwest::multipart::{Form, Part};
 use zerog_protocol::fine_tuning_api::{
     UPLOAD_SIGNATURE_HEADER, UPLOAD_TIMESTAMP_HEADER, UploadPosition,
 };
-use zerog_protocol::limits::UPLOAD_PART_BYTES;
-use zerog_protocol::{SecretKey, signing};
+use zerog_protocol::limits::{SIGNATURE_MAX_AGE_S, UPLOAD_PART_BYTES};
+use zerog_protocol::signing;
 
 use crate::broker::Context;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::provider_client::{Answer, Backoff, join, parse_json};
+use crate::wallet::Wallet;
 
 const OPERATION: &str = "upload dataset";
 /// Times in a row that a part may fail: with the pauses between them, an interruption of about a minute.
 const MOST_FAILURES: u32 = 8;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// How long a person's signature is used again, in seconds: well before providers call it too old.
+const CONFIRMED_FOR_S: u64 = SIGNATURE_MAX_AGE_S / 2;
 
 /// A dataset encrypted under a fresh key, and that key sealed to the enclave.
 pub(super) struct SealedFile {
+    /// `sealVersion` of the form.
+    pub(super) version: &'static str,
     pub(super) sealed_key: String,
     pub(super) file: File,
     /// Keccak hash of the plaintext.
@@ -34,11 +40,13 @@ pub(super) struct SealedFile {
 /// One upload to one provider.
 pub(super) struct Upload<'a> {
     pub(super) context: &'a Context,
-    pub(super) wallet: &'a SecretKey,
+    pub(super) wallet: &'a Wallet,
     /// Base URL of the provider.
     pub(super) provider_url: &'a str,
     /// The dataset, whose name and, unless it is sealed, content are sent.
     pub(super) path: &'a Path,
+    /// What a person confirmed last, and the time in seconds that is signed.
+    pub(super) signed: Mutex<Option<(u64, String)>>,
 }
 
 impl Upload<'_> {
@@ -50,7 +58,7 @@ impl Upload<'_> {
     ) -> Result<Answer> {
         let Some(mut sealed) = sealed else {
             let file = File::open(self.path).map_err(|error| self.failed(error))?;
-            return self.send_form(self.fields(), file).await;
+            return self.send_form(self.fields().await?, file).await;
         };
         let bytes = sealed
             .file
@@ -64,7 +72,7 @@ impl Upload<'_> {
         {
             return self.finish(&sealed, &id).await;
         }
-        let form = self.sealed_fields(&sealed);
+        let form = self.sealed_fields(&sealed).await?;
         self.send_form(form, sealed.file).await
     }
 
@@ -145,7 +153,7 @@ impl Upload<'_> {
         file.seek(SeekFrom::Start(offset))
             .and_then(|_| file.take(UPLOAD_PART_BYTES as u64).read_to_end(&mut part))
             .map_err(|error| self.failed(error))?;
-        let (signature, timestamp) = self.signature();
+        let (signature, timestamp) = self.signature().await?;
         let headers = [
             (UPLOAD_SIGNATURE_HEADER, signature),
             (UPLOAD_TIMESTAMP_HEADER, timestamp),
@@ -162,7 +170,10 @@ impl Upload<'_> {
         let mut failures = 0;
         let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         loop {
-            let form = self.sealed_fields(sealed).text("uploadId", id.to_owned());
+            let form = self
+                .sealed_fields(sealed)
+                .await?
+                .text("uploadId", id.to_owned());
             let timeout = Duration::from_secs(300);
             let http = &self.context.http;
             match http
@@ -178,27 +189,43 @@ impl Upload<'_> {
         }
     }
 
-    fn sealed_fields(&self, sealed: &SealedFile) -> Form {
-        self.fields()
-            .text("sealVersion", "1")
+    async fn sealed_fields(&self, sealed: &SealedFile) -> Result<Form> {
+        Ok(self
+            .fields()
+            .await?
+            .text("sealVersion", sealed.version)
             .text("sealedKey", sealed.sealed_key.clone())
-            .text("datasetHash", sealed.dataset_hash.clone())
+            .text("datasetHash", sealed.dataset_hash.clone()))
     }
 
-    fn fields(&self) -> Form {
-        let (signature, timestamp) = self.signature();
-        Form::new()
+    async fn fields(&self) -> Result<Form> {
+        let (signature, timestamp) = self.signature().await?;
+        Ok(Form::new()
             .text("signature", signature)
-            .text("timestamp", timestamp)
+            .text("timestamp", timestamp))
     }
 
-    /// A fresh one each time: providers take none that is older than minutes.
-    fn signature(&self) -> (String, String) {
+    /// A fresh one each time, because providers take none that is older than minutes; what a person confirmed is used
+    /// as long as that allows.
+    async fn signature(&self) -> Result<(String, String)> {
         let timestamp_s = Context::now_s();
+        if self.wallet.asks_a_person()
+            && let Some((signed_at_s, signature)) = self.signed().clone()
+            && timestamp_s < signed_at_s + CONFIRMED_FOR_S
+        {
+            return Ok((signature, signed_at_s.to_string()));
+        }
         let user = self.wallet.address().to_string();
         let digest = signing::dataset_upload_hash(&user, timestamp_s);
-        let signature = signing::sign_personal(self.wallet, digest);
-        (signature, timestamp_s.to_string())
+        let signature = self.wallet.sign_personal("the upload", digest).await?;
+        *self.signed() = Some((timestamp_s, signature.clone()));
+        Ok((signature, timestamp_s.to_string()))
+    }
+
+    fn signed(&self) -> MutexGuard<'_, Option<(u64, String)>> {
+        self.signed
+            .lock()
+            .expect("no code panics while it holds this lock")
     }
 
     fn url(&self, rest: &str) -> String {

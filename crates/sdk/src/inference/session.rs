@@ -11,13 +11,14 @@ use zerog_chain::Receipt;
 use zerog_protocol::amount::NEURON_PER_0G;
 use zerog_protocol::inference_api::UnsettledFee;
 use zerog_protocol::limits::EPHEMERAL_TOKEN_MAX_MS;
-use zerog_protocol::session_token::{self, TokenClaims};
+use zerog_protocol::session_token::{self, TokenClaims, UnsignedToken};
 
 use super::Inference;
 use crate::broker::Context;
 use crate::error::{Error, Result, ServiceKind};
 use crate::ledger::Ledger;
 use crate::provider_client::join;
+use crate::wallet::Wallet;
 
 /// A cached token is used while it lives at least this much longer.
 const MIN_REMAINING_MS: u64 = 60 * 60 * 1000;
@@ -163,7 +164,7 @@ impl Context {
             EPHEMERAL_TOKEN_MAX_MS,
             generation,
         );
-        let token = session_token::create(wallet, &claims);
+        let token = sign_token(wallet, &claims).await?;
         self.sessions
             .put(provider, token.clone(), claims.expires_at);
         Ok(format!("Bearer {token}"))
@@ -253,6 +254,14 @@ impl Context {
     }
 }
 
+async fn sign_token(wallet: &Wallet, claims: &TokenClaims) -> Result<String> {
+    let unsigned = UnsignedToken::new(claims);
+    let signature = wallet
+        .sign_personal("the access token", unsigned.hash())
+        .await?;
+    Ok(unsigned.signed(&signature))
+}
+
 impl Inference {
     /// Headers for a chat request of your own; makes sure that the sub-account exists, is acknowledged and holds enough.
     ///
@@ -325,7 +334,7 @@ impl Inference {
             token_id,
             created_at,
             expires_at,
-            raw_token: session_token::create(wallet, &claims),
+            raw_token: sign_token(wallet, &claims).await?,
         })
     }
 

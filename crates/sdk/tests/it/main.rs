@@ -7,6 +7,9 @@
 mod chat;
 mod datasets;
 mod deliverables;
+mod device;
+mod device_signer;
+mod endpoint;
 mod hardware;
 mod lies;
 mod other_brokers;

@@ -219,6 +219,21 @@ impl World {
             .unwrap();
     }
 
+    /// Registers both services again, at another URL.
+    pub(crate) async fn move_to(&self, url: &str) {
+        let (chain, signer) = (&self.provider_chain, self.keys.signer_address());
+        chain
+            .fine_tuning()
+            .add_or_update_service(&fine_tuning_offer(url, signer))
+            .await
+            .unwrap();
+        chain
+            .inference()
+            .add_or_update_service(&inference_offer(url, signer, "{}"))
+            .await
+            .unwrap();
+    }
+
     /// What the user owns in the ledger and in the sub-accounts with the provider.
     pub(crate) async fn money(&self) -> (U256, U256, U256) {
         let chain = &self.provider_chain;
@@ -267,6 +282,7 @@ impl World {
                 };
                 let mut bundle = tee.quote(report_data).unwrap();
                 bundle.sealing = vec!["v1".into()];
+                bundle.recipient_keys = Vec::new();
                 Some(Response::new(200, bundle.to_json()))
             })
         });
@@ -387,19 +403,22 @@ fn inference_offer(url: &str, signer: Address, additional_info: &str) -> inferen
     }
 }
 
-async fn register(provider: &ChainClient, owner: &ChainClient, url: &str, signer: Address) {
-    let address = provider.wallet_address().unwrap();
-    let service = ServiceParams {
+fn fine_tuning_offer(url: &str, signer: Address) -> ServiceParams {
+    ServiceParams {
         url: url.to_owned(),
         quota: Quota::default(),
         price_per_token: U256::from(500_000_000_000u64),
         occupied: false,
         models: Vec::new(),
         tee_signer: signer,
-    };
+    }
+}
+
+async fn register(provider: &ChainClient, owner: &ChainClient, url: &str, signer: Address) {
+    let address = provider.wallet_address().unwrap();
     provider
         .fine_tuning()
-        .add_or_update_service(&service)
+        .add_or_update_service(&fine_tuning_offer(url, signer))
         .await
         .unwrap();
     owner

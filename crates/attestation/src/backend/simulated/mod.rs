@@ -11,7 +11,7 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::{BackendError, TeeBackend, TeeKind};
-use crate::bundle::{QuoteBundle, SEALING_FORMATS};
+use crate::bundle::{QuoteBundle, RECIPIENT_KEY_FORMATS, SEALING_FORMATS};
 use crate::event_log::{self, Event};
 use crate::keys::derive_path_key;
 use crate::quote::SIMULATED_USER_DATA;
@@ -265,6 +265,8 @@ impl TeeBackend for Simulated {
             tcb_info: self.tcb_info(),
             simulated: true,
             sealing: SEALING_FORMATS.map(str::to_owned).to_vec(),
+            recipient_keys: RECIPIENT_KEY_FORMATS.map(str::to_owned).to_vec(),
+            tls_key_sha256: None,
             nvidia_payload: None,
         })
     }
