@@ -66,6 +66,11 @@ impl Scratch {
     }
 }
 
+/// Rows whose logits are held at a time.
+pub fn rows_per_chunk(vocabulary: usize) -> usize {
+    (LOGITS / vocabulary).clamp(16, 1024)
+}
+
 /// Loss of `hidden (T, H)` against `labels (T)` with `head (V, H)`, and gradients if asked for.
 ///
 /// # Panics
@@ -97,8 +102,7 @@ pub fn head_loss(
         .filter(|&token| targets[token] != NO_LABEL)
         .collect();
     result.supervised_tokens = supervised.len();
-    let rows_per_chunk = (LOGITS / vocabulary).clamp(16, 1024);
-    for chunk in supervised.chunks(rows_per_chunk) {
+    for chunk in supervised.chunks(rows_per_chunk(vocabulary)) {
         let shape = Shape {
             rows: chunk.len(),
             outputs: vocabulary,

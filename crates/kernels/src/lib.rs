@@ -1,4 +1,4 @@
-//! Dense math with forward and backward, on the CPU.
+//! Dense math with forward and backward, on the CPU and, with the feature `cuda`, on NVIDIA GPUs.
 //!
 //! About fifteen fused operations on plain row-major slices. Shapes are written with these letters:
 //! `T` tokens (rows), `H` hidden size, `N` output features, `K` input features, `V` vocabulary,
@@ -18,6 +18,9 @@ pub mod adamw;
 pub mod attention;
 pub mod cached_attention;
 pub mod cross_entropy;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+pub mod device;
 pub mod map;
 pub mod matmul;
 pub mod noise;

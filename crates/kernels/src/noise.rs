@@ -24,6 +24,12 @@ impl NoiseKey {
         Self(mix(self.0 ^ mix(label.wrapping_add(0x9e37_79b9_7f4a_7c15))))
     }
 
+    /// The number that makes the stream, for code that computes it elsewhere.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn number(self) -> u64 {
+        self.0
+    }
+
     /// 64 random bits for element `index`.
     #[inline(always)]
     pub fn bits(self, index: u64) -> u64 {

@@ -52,6 +52,18 @@ impl RopeTable {
         self.cosines.len().checked_div(self.half).unwrap_or(0)
     }
 
+    /// Half the size of a head.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn half(&self) -> usize {
+        self.half
+    }
+
+    /// Cosines and sines `(positions, D/2)`.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn angles(&self) -> (&[f32], &[f32]) {
+        (&self.cosines, &self.sines)
+    }
+
     /// Turns the rows of `x (T, heads·D)` forward; row `t` stands at `positions[t]`.
     pub fn rotate(&self, x: &mut [f32], positions: &[u32]) {
         self.apply(x, positions, 1.0);
