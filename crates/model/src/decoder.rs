@@ -139,39 +139,15 @@ pub(crate) fn preference_loss(
     space: &mut Workspace,
     precision: Precision,
 ) -> PreferenceLoss {
-    let margins = |space: &Workspace| -> Vec<f64> {
-        let mut losses = space.head.token_losses().iter();
-        batch
-            .segment_lengths
-            .chunks_exact(2)
-            .map(|pair| {
-                let mut answer = |length: usize| losses.by_ref().take(length).sum::<f64>();
-                let (chosen, rejected) = (answer(pair[0]), answer(pair[1]));
-                rejected - chosen
-            })
-            .collect()
-    };
     forward(reference, batch, None, space, false, precision);
     head_loss(reference, batch, None, space, None, precision);
-    let expected = margins(space);
+    let expected = margins(space.head.token_losses(), batch);
     let noise = training.as_ref().map(|(noise, _)| *noise);
     forward(model, batch, noise, space, noise.is_some(), precision);
     head_loss(model, batch, None, space, None, precision);
 
-    let mut result = PreferenceLoss::default();
-    let mut weights = Vec::with_capacity(batch.tokens.len());
-    let pairs = batch.segment_lengths.chunks_exact(2);
-    for ((margin, expected), lengths) in margins(space).into_iter().zip(expected).zip(pairs) {
-        let reward = beta * (margin - expected);
-        // `-ln σ(reward)` without overflow, and its slope.
-        result.loss_sum += (-reward.abs()).exp().ln_1p() + (-reward).max(0.0);
-        result.reward_sum += reward;
-        result.correct += usize::from(reward > 0.0);
-        result.pairs += 1;
-        let slope = (beta / (1.0 + reward.exp())) as f32;
-        weights.extend(std::iter::repeat_n(slope, lengths[0]));
-        weights.extend(std::iter::repeat_n(-slope, lengths[1]));
-    }
+    let actual = margins(space.head.token_losses(), batch);
+    let (result, weights) = compare_margins(&actual, &expected, batch, beta);
     if let Some((noise, gradients)) = training {
         head_loss(
             model,
@@ -184,6 +160,44 @@ pub(crate) fn preference_loss(
         backward(model, batch, noise, gradients, space, precision);
     }
     result
+}
+
+/// For each pair of a batch by how much the chosen answer is likelier than the rejected one, from the losses of all
+/// tokens.
+pub(crate) fn margins(token_losses: &[f64], batch: &PackedBatch) -> Vec<f64> {
+    let mut losses = token_losses.iter();
+    let pairs = batch.segment_lengths.chunks_exact(2);
+    pairs
+        .map(|pair| {
+            let mut answer = |length: usize| losses.by_ref().take(length).sum::<f64>();
+            let (chosen, rejected) = (answer(pair[0]), answer(pair[1]));
+            rejected - chosen
+        })
+        .collect()
+}
+
+/// The loss of pairs from the margins of model and reference, and what the loss of each token counts in its gradient.
+pub(crate) fn compare_margins(
+    actual: &[f64],
+    expected: &[f64],
+    batch: &PackedBatch,
+    beta: f64,
+) -> (PreferenceLoss, Vec<f32>) {
+    let mut result = PreferenceLoss::default();
+    let mut weights = Vec::with_capacity(batch.tokens.len());
+    let pairs = batch.segment_lengths.chunks_exact(2);
+    for ((margin, expected), lengths) in actual.iter().zip(expected).zip(pairs) {
+        let reward = beta * (margin - expected);
+        // `-ln σ(reward)` without overflow, and its slope.
+        result.loss_sum += (-reward.abs()).exp().ln_1p() + (-reward).max(0.0);
+        result.reward_sum += reward;
+        result.correct += usize::from(reward > 0.0);
+        result.pairs += 1;
+        let slope = (beta / (1.0 + reward.exp())) as f32;
+        weights.extend(std::iter::repeat_n(slope, lengths[0]));
+        weights.extend(std::iter::repeat_n(-slope, lengths[1]));
+    }
+    (result, weights)
 }
 
 fn forward(

@@ -151,6 +151,9 @@ pub enum ModelError {
         /// What was asked for.
         operation: &'static str,
     },
+    /// The device cannot be used.
+    #[error(transparent)]
+    Device(#[from] zerog_kernels::device::DeviceError),
     /// An adapter file was refused.
     #[error(transparent)]
     Adapter(#[from] AdapterError),

@@ -19,6 +19,7 @@ mod classifier_config;
 mod config;
 mod decoder;
 mod delta;
+mod device;
 mod encoder;
 mod error;
 mod inference;
@@ -43,6 +44,7 @@ pub use classifier_base::ClassifierBase;
 pub use classifier_config::ClassifierConfig;
 pub use config::{Biases, ModelConfig};
 pub use decoder::PreferenceLoss;
+pub use device::Placement;
 pub use error::ModelError;
 pub use inference::{InferenceScratch, LogitsWanted, Row};
 pub use kv_cache::{BLOCK_TOKENS, KvBlock, KvCache, KvPool};
@@ -55,4 +57,7 @@ pub use sampling::{
 };
 pub use trainable::{ClippedScale, Trainable, UpdateOptions};
 pub use training::{AdapterUse, StepLoss, StepOptions, TrainableModel};
+#[cfg(feature = "cuda")]
+pub use zerog_kernels::cuda;
+pub use zerog_kernels::device::{Device, DeviceError, UnknownDevice};
 pub use zerog_kernels::matmul::Precision;

@@ -37,15 +37,25 @@ impl Noise {
         }
         let mut start = 0;
         for length in segments {
-            let magnitude = self.neftune_alpha / ((length * hidden) as f32).sqrt();
+            let magnitude = self.embedding_magnitude(*length, hidden);
             let end = start + length * hidden;
             noise::add_uniform(
                 &mut x[start..end],
                 magnitude,
-                self.key.child(2),
+                self.embedding_key(),
                 start as u64,
             );
             start = end;
         }
+    }
+
+    /// Largest noise on an element of the embeddings of a segment of `length` tokens; 0 without noise.
+    pub(crate) fn embedding_magnitude(&self, length: usize, hidden: usize) -> f32 {
+        self.neftune_alpha.max(0.0) / ((length * hidden) as f32).sqrt()
+    }
+
+    /// The random numbers of the embeddings.
+    pub(crate) fn embedding_key(&self) -> NoiseKey {
+        self.key.child(2)
     }
 }

@@ -5,6 +5,7 @@ use crate::batch::{PackedBatch, PreferenceBatch, check_tokens};
 use crate::config::ModelConfig;
 use crate::decoder::{self, Decoder, Layer, PreferenceLoss, Workspace};
 use crate::delta::{Delta, DeltaPlaces};
+use crate::device::{DeviceTraining, Placement};
 use crate::error::ModelError;
 use crate::inference::{InferenceScratch, LogitsWanted, Row};
 use crate::kv_cache::KvCache;
@@ -31,6 +32,8 @@ pub struct TrainableModel {
     mode: Mode,
     parameters: Parameters,
     space: Workspace,
+    /// Where the passes run instead of on the processor.
+    device: Option<Box<DeviceTraining>>,
     precision: Precision,
 }
 
@@ -142,6 +145,7 @@ impl TrainableModel {
             mode,
             parameters,
             space: Workspace::default(),
+            device: None,
             precision: Precision::F32,
         })
     }
@@ -238,6 +242,7 @@ impl TrainableModel {
             mode,
             parameters,
             space: Workspace::default(),
+            device: None,
             precision: Precision::F32,
         }
     }
@@ -245,6 +250,34 @@ impl TrainableModel {
     /// Chooses how activations meet bf16 weights; the default is [`Precision::F32`].
     pub fn set_precision(&mut self, precision: Precision) {
         self.precision = precision;
+    }
+
+    /// Runs the passes of training and evaluation where `placement` says. Parameters and everything that is done with
+    /// them stay where they are, and [`TrainableModel::logits`] are the serving code's on the processor.
+    ///
+    /// # Errors
+    /// [`ModelError::WrongMode`] for a device if every parameter is trained; [`ModelError::Device`].
+    ///
+    /// # Panics
+    /// If the placement was made for another base model.
+    pub fn place(&mut self, placement: &Placement) -> Result<(), ModelError> {
+        let weights = match &self.mode {
+            Mode::Lora { base, .. } => placement.weights_of(base),
+            Mode::Full { .. } if placement.is_on_device() => {
+                return Err(ModelError::WrongMode {
+                    operation: "computing on a device",
+                });
+            }
+            Mode::Full { .. } => None,
+        };
+        self.device = match weights {
+            Some(weights) => {
+                let decoder = self.mode.decoder(&self.parameters.values);
+                Some(Box::new(DeviceTraining::new(weights, &decoder)?))
+            }
+            None => None,
+        };
+        Ok(())
     }
 
     /// The configuration of the model.
@@ -276,6 +309,11 @@ impl TrainableModel {
         } = &mut self.parameters;
         let decoder = self.mode.decoder(values);
         let (space, precision) = (&mut self.space, self.precision);
+        if let Some(device) = &mut self.device {
+            return finite(
+                device.forward_backward(&decoder, values, batch, &noise, gradients, precision)?,
+            );
+        }
         // Inside the pool from the start: entering it once is cheaper than once for every operation.
         let loss = rayon::scope(|_| {
             decoder::forward_backward(&decoder, batch, &noise, gradients, space, precision)
@@ -289,8 +327,12 @@ impl TrainableModel {
     /// As [`TrainableModel::forward_backward`].
     pub fn eval_loss(&mut self, batch: &PackedBatch) -> Result<StepLoss, ModelError> {
         batch.check(self.config())?;
-        let decoder = self.mode.decoder(&self.parameters.values);
+        let values = &self.parameters.values;
+        let decoder = self.mode.decoder(values);
         let (space, precision) = (&mut self.space, self.precision);
+        if let Some(device) = &mut self.device {
+            return finite(device.evaluate(&decoder, values, batch, precision)?);
+        }
         finite(rayon::scope(|_| {
             decoder::evaluate(&decoder, batch, space, precision)
         }))
@@ -349,11 +391,17 @@ impl TrainableModel {
         let decoder = self.mode.decoder(values);
         let (space, precision) = (&mut self.space, self.precision);
         let training = noise.as_ref().map(|noise| (noise, &mut gradients[..]));
-        let loss = rayon::scope(|_| {
-            decoder::preference_loss(
-                &decoder, &reference, packed, beta, training, space, precision,
-            )
-        });
+        let loss = match &mut self.device {
+            Some(device) => {
+                let models = (&decoder, &reference);
+                device.preference_loss(models, values, packed, beta, training, precision)?
+            }
+            None => rayon::scope(|_| {
+                decoder::preference_loss(
+                    &decoder, &reference, packed, beta, training, space, precision,
+                )
+            }),
+        };
         if !loss.loss_sum.is_finite() {
             return Err(ModelError::LossNotFinite);
         }

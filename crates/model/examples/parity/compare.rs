@@ -125,13 +125,17 @@ pub(crate) fn cases(folder: &Path) -> Outcome<Vec<PathBuf>> {
     Ok(cases)
 }
 
-/// Runs one case; with `output`, the adapter trained here and its logits are written there.
-pub(crate) fn compare(case: &Path, output: Option<&Path>) -> Outcome<Vec<Measure>> {
+/// Puts a base model where its adapters are trained.
+pub(crate) type Place = dyn Fn(&Arc<BaseModel>) -> Result<Placement, ModelError>;
+
+/// Runs one case, training language models where `place` says; with `output`, the adapter trained here and its logits
+/// are written there.
+pub(crate) fn compare(case: &Path, output: Option<&Path>, place: &Place) -> Outcome<Vec<Measure>> {
     let reference: Reference =
         serde_json::from_slice(&std::fs::read(case.join("reference.json"))?)?;
     let tensors = Tensors::read(&case.join("reference.safetensors"))?;
     match reference.method.as_str() {
-        "sft" => decoder(case, &reference, &tensors, output, |model, range| {
+        "sft" => decoder(case, &reference, &tensors, output, place, |model, range| {
             let mut batch = PackedBatch::default();
             for example in &reference.examples[range] {
                 batch.push(&example.tokens, &example.trained);
@@ -139,7 +143,7 @@ pub(crate) fn compare(case: &Path, output: Option<&Path>) -> Outcome<Vec<Measure
             let loss = model.forward_backward(&batch, &StepOptions::default())?;
             Ok((loss.loss_sum, loss.supervised_tokens))
         }),
-        "dpo" => decoder(case, &reference, &tensors, output, |model, range| {
+        "dpo" => decoder(case, &reference, &tensors, output, place, |model, range| {
             let mut batch = PreferenceBatch::default();
             for pair in &reference.pairs[range] {
                 let [chosen, rejected] =
@@ -169,9 +173,11 @@ fn decoder(
     reference: &Reference,
     tensors: &Tensors,
     output: Option<&Path>,
+    place: &Place,
     run: impl Fn(&mut TrainableModel, Range<usize>) -> Outcome<(f64, usize)>,
 ) -> Outcome<Vec<Measure>> {
     let base = BaseModel::load(&case.join("base"))?;
+    let placement = place(&base)?;
     let adapter = LoraAdapter::load(&case.join("adapter"), base.config())?;
     let settings = adapter.settings().clone();
     let logits = |adapter| all_logits(&base, adapter, &reference.probe);
@@ -190,10 +196,12 @@ fn decoder(
         )?,
     ];
     let mut model = TrainableModel::lora_from(base.clone(), settings.clone(), &adapter)?;
+    model.place(&placement)?;
     let (_, count) = run(&mut model, 0..reference.examples_per_step)?;
     measures.push(gradient_measure(model.parameters(), tensors, count)?);
 
     let mut model = TrainableModel::lora(base.clone(), settings)?;
+    model.place(&placement)?;
     measures.extend(curve(&mut model, reference, tensors, run)?);
     if let Some(output) = output {
         let trained = model.adapter()?;

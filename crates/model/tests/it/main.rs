@@ -3,9 +3,15 @@
 
 mod adapters;
 mod classification;
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(feature = "cuda")]
+#[path = "../../../kernels/tests/emulator/mod.rs"]
+mod emulator;
 mod files;
 mod gradients;
 mod parity;
+mod placement;
 mod serving;
 mod training;
 

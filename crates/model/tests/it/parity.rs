@@ -4,12 +4,18 @@
 mod compare;
 
 use std::path::Path;
+use zerog_model::Placement;
 
 fn check(case: &str) {
+    check_where(case, &|_| Ok(Placement::default()));
+}
+
+/// As the reference computed it, trained where `place` says.
+pub(crate) fn check_where(case: &str, place: &compare::Place) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../fixtures/parity")
         .join(case);
-    for measure in compare::compare(&folder, None).unwrap() {
+    for measure in compare::compare(&folder, None, place).unwrap() {
         assert!(measure.passed(), "{case}, {}: {measure:?}", measure.name);
     }
 }

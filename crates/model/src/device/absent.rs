@@ -1,0 +1,71 @@
+//! What stands for the device in a program without code for one: nothing that can exist.
+
+use crate::base_model::BaseModel;
+use crate::batch::PackedBatch;
+use crate::decoder::{Decoder, PreferenceLoss};
+use crate::noise::Noise;
+use std::sync::Arc;
+use zerog_kernels::cross_entropy::HeadLoss;
+use zerog_kernels::device::{Device, DeviceError};
+use zerog_kernels::matmul::Precision;
+
+#[derive(Debug)]
+pub(crate) enum DeviceWeights {}
+
+impl DeviceWeights {
+    pub(crate) fn upload(_: &Arc<BaseModel>, ordinal: u32) -> Result<Self, DeviceError> {
+        let device = Device::Cuda(ordinal);
+        Err(DeviceError::NotBuilt { device })
+    }
+
+    pub(crate) fn is_of(&self, _: &Arc<BaseModel>) -> bool {
+        match *self {}
+    }
+
+    pub(crate) fn free_bytes(&self) -> Result<usize, DeviceError> {
+        match *self {}
+    }
+}
+
+#[derive(Debug)]
+pub(crate) enum DeviceTraining {}
+
+impl DeviceTraining {
+    pub(crate) fn new(weights: Arc<DeviceWeights>, _: &Decoder<'_>) -> Result<Self, DeviceError> {
+        match *weights {}
+    }
+
+    pub(crate) fn evaluate(
+        &mut self,
+        _: &Decoder<'_>,
+        _: &[f32],
+        _: &PackedBatch,
+        _: Precision,
+    ) -> Result<HeadLoss, DeviceError> {
+        match *self {}
+    }
+
+    pub(crate) fn forward_backward(
+        &mut self,
+        _: &Decoder<'_>,
+        _: &[f32],
+        _: &PackedBatch,
+        _: &Noise,
+        _: &mut [f32],
+        _: Precision,
+    ) -> Result<HeadLoss, DeviceError> {
+        match *self {}
+    }
+
+    pub(crate) fn preference_loss(
+        &mut self,
+        _: (&Decoder<'_>, &Decoder<'_>),
+        _: &[f32],
+        _: &PackedBatch,
+        _: f64,
+        _: Option<(&Noise, &mut [f32])>,
+        _: Precision,
+    ) -> Result<PreferenceLoss, DeviceError> {
+        match *self {}
+    }
+}
