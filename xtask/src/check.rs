@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 
-use crate::{clients, interop, openai_clients, parity, python, tidy};
+use crate::{clients, cuda, interop, openai_clients, parity, python, tidy};
 
 /// Runs all checks. With `all`, a part that cannot run is a failure.
 pub(crate) fn run(root: &Path, all: bool, test_arguments: &[String]) -> anyhow::Result<()> {
@@ -22,6 +22,9 @@ pub(crate) fn run(root: &Path, all: bool, test_arguments: &[String]) -> anyhow::
                 "clippy",
                 "--workspace",
                 "--all-targets",
+                // With the code for devices; the other parts build without it.
+                "--features",
+                "zerog-provider/cuda",
                 "--quiet",
                 "--",
                 "-D",
@@ -65,6 +68,10 @@ pub(crate) fn run(root: &Path, all: bool, test_arguments: &[String]) -> anyhow::
 
     if all {
         part("mutated evidence", || mutations(root))?;
+    }
+    match cuda::Compiler::install(root) {
+        Ok(compiler) => part("CUDA without a GPU", || compiler.test(root))?,
+        Err(error) => skipped.push(format!("CUDA without a GPU: {error:#}")),
     }
 
     if has("node") && has("npm") {

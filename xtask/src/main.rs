@@ -1,7 +1,9 @@
-//! Developer commands: `cargo xtask test`, `tidy`, `contracts`, `gas`, `interop`, `mutations`, `parity`, `python`.
+//! Developer commands: `cargo xtask test`, `tidy`, `contracts`, `cuda`, `gas`, `interop`, `mutations`, `parity`,
+//! `python`.
 
 mod check;
 mod clients;
+mod cuda;
 mod interop;
 mod openai_clients;
 mod parity;
@@ -46,6 +48,8 @@ enum Command {
         #[arg(long)]
         record: bool,
     },
+    /// Test the CUDA backend on emulated libraries, and its kernels in NVIDIA's compiler (needs g++ and Python).
+    Cuda,
     /// Measure what each contract call costs and write the table of docs/compatibility.md.
     Gas,
     /// Change quotes and reports of enclaves a hundred thousand times: none may be accepted (some minutes).
@@ -101,6 +105,7 @@ fn run() -> anyhow::Result<()> {
                 reference.compare(&root)
             }
         }
+        Command::Cuda => cuda::Compiler::install(&root)?.test(&root),
         Command::Gas => check::gas(&root),
         Command::Mutations => check::mutations(&root),
         Command::Python { test_arguments } => {

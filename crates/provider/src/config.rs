@@ -14,6 +14,7 @@ use zerog_lifecycle::OnMissedAck;
 use zerog_protocol::SecretKey;
 use zerog_protocol::models;
 use zerog_protocol::training_params::{Schema, edit_distance};
+use zerog_trainer::Device;
 use zeroize::Zeroizing;
 
 /// Chain id of the local development network, the only one where stand-ins and the simulated TEE are allowed by default.
@@ -184,6 +185,8 @@ pub struct TrainerConfig {
     pub stall_timeout_s: u64,
     /// Most memory of a run in bytes; `None` = no limit of ours.
     pub memory_limit_bytes: Option<u64>,
+    /// Where the process trains.
+    pub device: Device,
 }
 
 /// The inference role.
@@ -390,6 +393,7 @@ impl Default for TrainerConfig {
             timeout_s: 12 * 3600,
             stall_timeout_s: 1800,
             memory_limit_bytes: None,
+            device: Device::Cpu,
         }
     }
 }
@@ -732,6 +736,7 @@ struct FileTrainer {
     timeout_s: Option<u64>,
     stall_timeout_s: Option<u64>,
     memory_limit_mib: Option<u64>,
+    device: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -762,6 +767,7 @@ struct FileInference {
     max_running: Option<usize>,
     max_waiting: Option<usize>,
     quantize: Option<Quantization>,
+    device: Option<String>,
     external: Option<FileExternal>,
 }
 
@@ -1072,6 +1078,7 @@ impl FileFineTuning {
                 memory_limit_bytes: trainer
                     .memory_limit_mib
                     .map(|mib| mib.saturating_mul(1 << 20)),
+                device: device("fine_tuning.trainer.device", trainer.device.as_deref())?,
             },
         })
     }
@@ -1079,6 +1086,12 @@ impl FileFineTuning {
 
 impl FileInference {
     fn into_config(self) -> Result<InferenceConfig, ConfigError> {
+        if device("inference.device", self.device.as_deref())? != Device::Cpu {
+            return Err(ConfigError::Value {
+                key: "inference.device",
+                problem: "the engine serves on the processor; leave it out, or let a vLLM or SGLang server on the GPU compute (inference.external)".into(),
+            });
+        }
         let default = InferenceConfig::serving(&self.model);
         Ok(InferenceConfig {
             input_price: neuron_or(
@@ -1148,6 +1161,18 @@ impl FileExternal {
             ..default
         })
     }
+}
+
+/// A device by its text; the processor where none is given.
+fn device(key: &'static str, text: Option<&str>) -> Result<Device, ConfigError> {
+    let Some(text) = text else {
+        return Ok(Device::Cpu);
+    };
+    text.parse()
+        .map_err(|error: zerog_trainer::UnknownDevice| ConfigError::Value {
+            key,
+            problem: error.to_string(),
+        })
 }
 
 fn neuron(key: &'static str, text: &str) -> Result<U256, ConfigError> {
@@ -1258,6 +1283,30 @@ mod tests {
             "[inference.external]\nkind = \"vllm\"\nurl = \"http://a\"\nadapter_dir = \"/a\"";
         let refused = rounded(both).unwrap_err().to_string();
         assert!(refused.contains("inference.quantize"), "{refused}");
+    }
+
+    #[test]
+    fn training_may_run_on_a_device_and_serving_may_not() {
+        let trains_on = |device: &str| {
+            Config::check_text(&format!(
+                "{SMALLEST}\n[fine_tuning.trainer]\ndevice = \"{device}\""
+            ))
+        };
+        trains_on("cpu").unwrap();
+        trains_on("cuda:1").unwrap();
+        let refused = trains_on("gpu").unwrap_err().to_string();
+        assert!(
+            refused.contains("fine_tuning.trainer.device") && refused.contains("cuda:0"),
+            "{refused}"
+        );
+        let serves_on = |device: &str| {
+            Config::check_text(&format!(
+                "{SMALLEST}\n[inference]\nmodel = \"mock-model\"\ndevice = \"{device}\""
+            ))
+        };
+        serves_on("cpu").unwrap();
+        let refused = serves_on("cuda").unwrap_err().to_string();
+        assert!(refused.contains("inference.external"), "{refused}");
     }
 
     #[test]

@@ -17,6 +17,7 @@ use zerog_chain::{ChainClient, ChainError, ClientOptions};
 use zerog_lifecycle::adapter::AdapterEvent;
 use zerog_protocol::adapter::AdapterState;
 use zerog_protocol::limits::BLOCKING_JOBS;
+use zerog_trainer::Device;
 
 use crate::app::{App, Clock};
 use crate::catalogue::{Catalogue, CatalogueError};
@@ -82,6 +83,9 @@ pub enum StartError {
     /// A base model cannot be used.
     #[error(transparent)]
     Catalogue(#[from] CatalogueError),
+    /// The device for training cannot be used.
+    #[error("fine_tuning.trainer.device: {0}")]
+    Device(#[from] zerog_trainer::DeviceError),
     /// The engine did not start.
     #[error(transparent)]
     Engine(#[from] EngineStartError),
@@ -97,6 +101,22 @@ pub struct Provider {
     url: String,
     local_url: String,
     _lock: std::fs::File,
+}
+
+/// Opens the device that training runs on, so that a missing driver is found now and not by the first task. A program of
+/// its own may have another device.
+async fn probe_device(config: &Config) -> Result<(), StartError> {
+    let Some(role) = &config.fine_tuning else {
+        return Ok(());
+    };
+    let device = role.trainer.device;
+    if role.trainer.command.is_some() || device == Device::Cpu {
+        return Ok(());
+    }
+    let probed = tokio::task::spawn_blocking(move || device.probe()).await;
+    let name = probed.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
+    tracing::info!(%device, name, "training runs on this device");
+    Ok(())
 }
 
 /// What does not need a network: keys, files, models, database.
@@ -118,6 +138,7 @@ impl Provider {
     /// See [`StartError`].
     pub async fn start(config: Config) -> Result<Self, StartError> {
         config.check()?;
+        probe_device(&config).await?;
         install_tls();
         let listener = TcpListener::bind(&config.server.listen)
             .await

@@ -18,11 +18,13 @@ use zeroize::Zeroizing;
 use crate::config::TrainerConfig;
 
 /// Variables that the process inherits; nothing else of the environment may reach it.
-const PASSED_ON: [&str; 7] = [
+const PASSED_ON: [&str; 9] = [
     "PATH",
     "HOME",
     "TMPDIR",
     "LD_LIBRARY_PATH",
+    "CUDA_VISIBLE_DEVICES",
+    "CUDA_DEVICE_ORDER",
     "RAYON_NUM_THREADS",
     "RUST_BACKTRACE",
     "LLVM_PROFILE_FILE",

@@ -2,7 +2,7 @@
 //!
 //! ```console
 //! $ training_bench make DIR qwen2.5-0.5b         # a model folder with random weights
-//! $ training_bench steps DIR [f32]               # reads one request a line, answers one JSON object a line
+//! $ training_bench steps DIR [f32] [cuda:0]      # reads one request a line, answers one JSON object a line
 //! FILE BATCH STEPS                               # optimiser steps over the records of FILE, BATCH of them each
 //! $ training_bench job DIR DATASET JOB STEPS     # lays out a job of the trainer in the folder JOB
 //! $ training_bench train JOB                     # the training process itself; the job key comes in on stdin
@@ -19,8 +19,8 @@ use std::time::Instant;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use zerog_model::{
-    BaseModel, LoraConfig, ModelConfig, Precision, StepLoss, StepOptions, Trainable,
-    TrainableModel, UpdateOptions,
+    BaseModel, Device, LoraConfig, ModelConfig, Placement, Precision, StepLoss, StepOptions,
+    Trainable, TrainableModel, UpdateOptions,
 };
 use zerog_protocol::FileKey;
 use zerog_protocol::training_params::TrainingParams;
@@ -37,15 +37,23 @@ fn main() -> ExitCode {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match arguments[..] {
         ["make", folder, shape] => make(Path::new(folder), shape),
-        ["steps", folder] => steps(Path::new(folder), Precision::fastest()),
-        ["steps", folder, "f32"] => steps(Path::new(folder), Precision::F32),
+        ["steps", folder] => steps(Path::new(folder), Precision::fastest(), Device::Cpu),
+        ["steps", folder, "f32"] => steps(Path::new(folder), Precision::F32, Device::Cpu),
+        ["steps", folder, "f32", device] => device
+            .parse()
+            .map_err(Failure::from)
+            .and_then(|device| steps(Path::new(folder), Precision::F32, device)),
+        ["steps", folder, device] => device
+            .parse()
+            .map_err(Failure::from)
+            .and_then(|device| steps(Path::new(folder), Precision::Bf16, device)),
         ["job", folder, dataset, job, steps] => steps
             .parse()
             .map_err(Failure::from)
             .and_then(|steps| lay_out(Path::new(folder), Path::new(dataset), job, steps)),
         ["train", job] => return child_main(Path::new(job)),
         _ => Err(
-            "usage: training_bench make DIR SHAPE | steps DIR [f32] | job DIR DATASET JOB STEPS | train JOB"
+            "usage: training_bench make DIR SHAPE | steps DIR [f32] [cuda:0] | job DIR DATASET JOB STEPS | train JOB"
                 .into(),
         ),
     };
@@ -99,10 +107,12 @@ impl Record {
     }
 }
 
-fn steps(folder: &Path, precision: Precision) -> Result<(), Failure> {
+fn steps(folder: &Path, precision: Precision, device: Device) -> Result<(), Failure> {
     let base = BaseModel::load(folder)?;
     let pack_tokens = pack_tokens(base.config(), LoraConfig::default().rank as u32);
+    let placement = Placement::new(&base, device)?;
     let mut model = TrainableModel::lora(base, LoraConfig::default())?;
+    model.place(&placement)?;
     model.set_precision(precision);
     let mut batch_number = 0;
     for line in std::io::stdin().lock().lines() {
@@ -171,6 +181,7 @@ fn lay_out(folder: &Path, dataset: &Path, job: &str, steps: i64) -> Result<(), F
         },
         checkpoint_every_steps: None,
         memory_limit_bytes: None,
+        device: Device::Cpu,
     };
     job.write(&directory)?;
     answer(&json!({"key": hex::encode(KEY)}))

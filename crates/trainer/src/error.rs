@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use zerog_model::ModelError;
+use zerog_model::{DeviceError, ModelError};
 use zerog_protocol::sealed_archive::ArchiveError;
 use zerog_tokenization::{ExampleError, TokenizerError};
 
@@ -128,7 +128,12 @@ impl TrainError {
             }
             Self::Io { source, .. } if is_disk_full(source) => exit::DISK_FULL,
             Self::Io { .. } | Self::Archive(_) | Self::Checkpoint { .. } => exit::RETRY,
-            Self::OutOfMemory { .. } => exit::OUT_OF_MEMORY,
+            Self::OutOfMemory { .. }
+            | Self::Model(ModelError::Device(DeviceError::OutOfMemory { .. })) => {
+                exit::OUT_OF_MEMORY
+            }
+            // The machine is to be put right; the input is as good as before.
+            Self::Model(ModelError::Device(_)) => exit::RETRY,
             Self::Stopped { .. } => exit::STOPPED,
             // A file of the base model that cannot be read right now may be there the next time.
             Self::Tokenizer(TokenizerError::Read { .. }) | Self::Model(ModelError::Io { .. }) => {
@@ -149,6 +154,8 @@ impl TrainError {
             Self::Tokenizer(_) => "bad_tokenizer",
             Self::Examples(ExampleError::NothingToLearn { .. }) => "nothing_to_learn",
             Self::Examples(_) | Self::Validation(_) => "bad_dataset",
+            Self::Model(ModelError::Device(DeviceError::OutOfMemory { .. })) => "out_of_memory",
+            Self::Model(ModelError::Device(_)) => "device",
             Self::Model(_) => "bad_model",
             Self::Params(_) => "bad_params",
             Self::OutOfMemory { .. } => "out_of_memory",

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use zerog_model::Device;
 use zerog_protocol::FileKey;
 use zerog_protocol::training_params::TrainingParams;
 use zeroize::Zeroizing;
@@ -50,6 +51,30 @@ pub struct Job {
     /// Most memory that the run may use, in bytes; `None` = what the system reports as available.
     #[serde(default)]
     pub memory_limit_bytes: Option<u64>,
+    /// Where to train: `cpu` or `cuda:N`.
+    #[serde(default, with = "device_text")]
+    pub device: Device,
+}
+
+/// A device as its text.
+mod device_text {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use zerog_model::Device;
+
+    pub(super) fn serialize<S: Serializer>(
+        device: &Device,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(device)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Device, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(D::Error::custom)
+    }
 }
 
 impl Job {
@@ -189,6 +214,7 @@ mod tests {
             params: TrainingParams::default(),
             checkpoint_every_steps: None,
             memory_limit_bytes: None,
+            device: Device::Cuda(1),
         }
     }
 
@@ -198,6 +224,12 @@ mod tests {
         let directory = JobDirectory::new(directory.path());
         job().write(&directory).unwrap();
         assert_eq!(Job::read(&directory).unwrap(), job());
+        let text = std::fs::read_to_string(directory.job()).unwrap();
+        assert!(text.contains(r#""device": "cuda:1""#), "{text}");
+        let text = text.replace("cuda:1", "gpu");
+        std::fs::write(directory.job(), text).unwrap();
+        let error = Job::read(&directory).unwrap_err();
+        assert!(error.to_string().contains("cuda:0"), "{error}");
         std::fs::write(directory.job(), "{}").unwrap();
         assert!(matches!(Job::read(&directory), Err(TrainError::Job { .. })));
     }

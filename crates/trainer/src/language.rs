@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use zerog_model::{
-    BaseModel, LoraAdapter, LoraConfig, ModelError, Precision, StepLoss, Trainable, TrainableModel,
+    BaseModel, LoraAdapter, LoraConfig, ModelError, Placement, Precision, StepLoss, Trainable,
+    TrainableModel,
 };
 use zerog_tokenization::{Example, RenderedDataset, Sample, Tokenizer};
 
@@ -17,6 +18,7 @@ use crate::progress::Metrics;
 /// An adapter that learns sequences.
 pub(crate) struct Language {
     base: Arc<BaseModel>,
+    placement: Placement,
     lora: LoraConfig,
     model: TrainableModel,
     training: Vec<Example>,
@@ -26,7 +28,7 @@ pub(crate) struct Language {
 
 impl Language {
     pub(crate) fn new(
-        base: Arc<BaseModel>,
+        (base, placement): (Arc<BaseModel>, Placement),
         lora: LoraConfig,
         initial: Option<&LoraAdapter>,
         dataset: RenderedDataset,
@@ -39,8 +41,9 @@ impl Language {
             })
         };
         Ok(Self {
-            model: new_model(&base, &lora, initial)?,
+            model: new_model((&base, &placement), &lora, initial)?,
             base,
+            placement,
             lora,
             training: examples(dataset.training),
             validation: examples(dataset.validation),
@@ -51,7 +54,7 @@ impl Language {
 
 /// An adapter that continues `initial`, or a fresh one, which changes nothing yet.
 pub(crate) fn new_model(
-    base: &Arc<BaseModel>,
+    (base, placement): (&Arc<BaseModel>, &Placement),
     lora: &LoraConfig,
     initial: Option<&LoraAdapter>,
 ) -> Result<TrainableModel, TrainError> {
@@ -60,7 +63,12 @@ pub(crate) fn new_model(
         Some(adapter) => TrainableModel::lora_from(base, lora, adapter)?,
         None => TrainableModel::lora(base, lora)?,
     };
-    model.set_precision(Precision::fastest());
+    model.place(placement)?;
+    // Every device that is supported multiplies in bf16; not every processor does.
+    model.set_precision(match placement.is_on_device() {
+        true => Precision::Bf16,
+        false => Precision::fastest(),
+    });
     Ok(model)
 }
 
@@ -98,7 +106,7 @@ impl Method for Language {
         let adapter = Arc::new(self.model.adapter()?);
         // A fresh adapter changes nothing, so its loss is the base model's.
         let (base_loss, examples) = mean_loss(
-            &mut new_model(&self.base, &self.lora, None)?,
+            &mut new_model((&self.base, &self.placement), &self.lora, None)?,
             &self.training,
         )?;
         let (tuned_loss, _) = mean_loss(&mut self.model, &self.training)?;

@@ -40,3 +40,4 @@ pub use progress::{Metrics, Progress};
 pub use run::run;
 pub use schedule::Schedule;
 pub use sealing::{open_file, seal_file, with_opened};
+pub use zerog_model::{Device, DeviceError, UnknownDevice};

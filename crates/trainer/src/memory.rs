@@ -132,6 +132,25 @@ pub(crate) fn check(shape: &Shape, load: &Load, limit: Option<u64>) -> Result<u6
     Ok(needed)
 }
 
+/// Refuses a run whose passes do not fit into the `free` bytes that a device has beside the weights.
+///
+/// # Errors
+/// [`TrainError::OutOfMemory`] with the batch size or the length that fits.
+pub(crate) fn check_device(shape: &Shape, load: &Load, free: u64) -> Result<(), TrainError> {
+    // The weights are there already; of what is trained, values and gradients are copied. Logits come in larger chunks
+    // than the estimate counts, with a rounded copy beside them.
+    let there = FIXED_BYTES + shape.weights + BYTES_PER_TRAINED_PARAMETER * load.trained_parameters;
+    let needed = estimate(shape, load) - there + 2 * 4 * load.trained_parameters + 2 * shape.head;
+    if needed > free {
+        return Err(TrainError::OutOfMemory {
+            needed_mib: needed >> 20,
+            available_mib: free >> 20,
+            remedy: format!("on the device, {}", remedy(shape, load, free + there)),
+        });
+    }
+    Ok(())
+}
+
 /// Which change makes the run fit, the smallest loss first.
 fn remedy(shape: &Shape, load: &Load, available: u64) -> String {
     let fixed = shape.bytes(load.trained_parameters, 0);
@@ -219,6 +238,29 @@ mod tests {
             "num_attention_heads": 2, "num_hidden_layers": 2, "vocab_size": 300, "tie_word_embeddings": true}),
         );
         assert_eq!(Shape::of_decoder(&small, 8).pack_tokens(), PACK_TOKENS);
+    }
+
+    #[test]
+    fn a_device_needs_room_for_the_passes_beside_the_weights() {
+        let (shape, load) = (qwen_0_5b(), load());
+        let passes = estimate(&shape, &load) - estimate_of_rest(&shape, &load);
+        check_device(&shape, &load, passes + 2 * shape.head + (40 << 20)).unwrap();
+        let error = check_device(&shape, &load, passes / 2).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains("on the device, per_device_train_batch_size 1"),
+            "{text}"
+        );
+        assert_eq!(error.exit_code(), crate::error::exit::OUT_OF_MEMORY);
+    }
+
+    /// What a run takes beside its passes.
+    fn estimate_of_rest(shape: &Shape, load: &Load) -> u64 {
+        let none = Load {
+            longest: 0,
+            ..*load
+        };
+        estimate(shape, &none) - shape.head
     }
 
     /// The remedy is true: the run that it names is accepted with the same memory.

@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use zerog_model::{
-    BaseModel, ClassifierBase, LoraAdapter, LoraConfig, ModelError, ModelFamily, Projection,
-    StepOptions, Trainable,
+    BaseModel, ClassifierBase, Device, LoraAdapter, LoraConfig, ModelError, ModelFamily, Placement,
+    Projection, StepOptions, Trainable,
 };
 use zerog_protocol::models::ModelKind;
 use zerog_protocol::training_params::{TrainingMethod, TrainingParams};
@@ -110,7 +110,7 @@ pub(crate) struct Conclusion {
 /// The frozen model of a run.
 #[derive(Debug, Clone)]
 pub(crate) enum Base {
-    Decoder(Arc<BaseModel>),
+    Decoder(Arc<BaseModel>, Placement),
     Encoder(Arc<ClassifierBase>),
 }
 
@@ -119,16 +119,38 @@ impl Base {
     pub(crate) fn load(job: &Job) -> Result<Self, TrainError> {
         let directory = &job.base_model_dir;
         let base = match ModelFamily::of_folder(directory)?.is_decoder() {
-            true => Self::Decoder(BaseModel::load(directory)?),
+            true => Self::Decoder(BaseModel::load(directory)?, Placement::default()),
             false => Self::Encoder(ClassifierBase::load(directory)?),
         };
         base.check(job)?;
         Ok(base)
     }
 
+    /// Puts the weights where the job trains.
+    pub(crate) fn place(&mut self, device: Device) -> Result<(), TrainError> {
+        match self {
+            Self::Decoder(base, placement) => *placement = Placement::new(base, device)?,
+            Self::Encoder(_) if device != Device::Cpu => {
+                return Err(TrainError::Params(format!(
+                    "models that classify text are trained on the processor only; set the device to \"cpu\" instead of \"{device}\""
+                )));
+            }
+            Self::Encoder(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Bytes of the device's memory that are free beside the weights; `None` on the processor.
+    pub(crate) fn free_device_bytes(&self) -> Result<Option<u64>, TrainError> {
+        match self {
+            Self::Decoder(_, placement) => Ok(placement.free_bytes()?.map(|bytes| bytes as u64)),
+            Self::Encoder(_) => Ok(None),
+        }
+    }
+
     fn check(&self, job: &Job) -> Result<(), TrainError> {
         let positions = match self {
-            Self::Decoder(base) => base.config().maximum_positions,
+            Self::Decoder(base, _) => base.config().maximum_positions,
             Self::Encoder(base) => base.config().maximum_positions,
         };
         let max_seq_length = job.params.max_seq_length as usize;
@@ -149,7 +171,7 @@ impl Base {
 
     pub(crate) fn sha256_hex(&self) -> String {
         match self {
-            Self::Decoder(base) => base.sha256_hex(),
+            Self::Decoder(base, _) => base.sha256_hex(),
             Self::Encoder(base) => base.sha256_hex(),
         }
     }
@@ -157,7 +179,7 @@ impl Base {
     /// How the records of the job's dataset are rendered.
     pub(crate) fn render_options(&self, params: &TrainingParams) -> RenderOptions {
         let kind = match self {
-            Self::Decoder(_) => ModelKind::CausalLanguage,
+            Self::Decoder(..) => ModelKind::CausalLanguage,
             Self::Encoder(_) => ModelKind::SequenceClassification,
         };
         RenderOptions::of_run(params, kind)
@@ -165,7 +187,7 @@ impl Base {
 
     pub(crate) fn shape(&self, params: &TrainingParams) -> Shape {
         match self {
-            Self::Decoder(base) => Shape::of_decoder(base.config(), params.lora_rank),
+            Self::Decoder(base, _) => Shape::of_decoder(base.config(), params.lora_rank),
             Self::Encoder(base) => Shape::of_encoder(base.config(), params.lora_rank),
         }
     }
@@ -173,7 +195,7 @@ impl Base {
     /// The adapter in the archive of an earlier task, which fits this model.
     pub(crate) fn read_adapter(&self, archive: &[u8]) -> Result<LoraAdapter, TrainError> {
         match self {
-            Self::Decoder(base) => archive::read_adapter(archive, base.config()),
+            Self::Decoder(base, _) => archive::read_adapter(archive, base.config()),
             Self::Encoder(_) => Err(TrainError::Params(
                 "continue_from works with language models; a classifier starts anew".to_owned(),
             )),
@@ -195,11 +217,11 @@ impl Base {
                 let lora = lora_config(params, ModelFamily::DistilBert)?;
                 Box::new(Classification::new(base, lora, dataset, pack_tokens)?)
             }
-            (Self::Decoder(base), Objective::Preference) => {
+            (Self::Decoder(base, placement), Objective::Preference) => {
                 let lora = lora_config(params, base.config().family)?;
                 let beta = params.dpo_beta;
                 Box::new(Preference::new(
-                    base,
+                    (base, placement),
                     lora,
                     initial,
                     beta,
@@ -207,8 +229,9 @@ impl Base {
                     pack_tokens,
                 )?)
             }
-            (Self::Decoder(base), _) => {
+            (Self::Decoder(base, placement), _) => {
                 let lora = lora_config(params, base.config().family)?;
+                let base = (base, placement);
                 Box::new(Language::new(base, lora, initial, dataset, pack_tokens)?)
             }
         })

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use zerog_model::{
-    BaseModel, LoraAdapter, LoraConfig, ModelError, PreferenceBatch, PreferenceLoss, Trainable,
-    TrainableModel,
+    BaseModel, LoraAdapter, LoraConfig, ModelError, Placement, PreferenceBatch, PreferenceLoss,
+    Trainable, TrainableModel,
 };
 use zerog_tokenization::{Example, PreferencePair, RenderedDataset, Sample, Tokenizer};
 
@@ -28,7 +28,7 @@ pub(crate) struct Preference {
 
 impl Preference {
     pub(crate) fn new(
-        base: Arc<BaseModel>,
+        (base, placement): (Arc<BaseModel>, Placement),
         lora: LoraConfig,
         initial: Option<&LoraAdapter>,
         beta: f64,
@@ -42,7 +42,7 @@ impl Preference {
             })
         };
         Ok(Self {
-            model: new_model(&base, &lora, initial)?,
+            model: new_model((&base, &placement), &lora, initial)?,
             base,
             beta,
             training: pairs(dataset.training),

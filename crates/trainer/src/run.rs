@@ -49,7 +49,8 @@ pub fn run(
 ) -> Result<AdapterManifest, TrainError> {
     let job = Job::read(directory)?;
     let tokenizer = Tokenizer::from_dir(&job.base_model_dir)?;
-    let base = Base::load(&job)?;
+    let mut base = Base::load(&job)?;
+    base.place(job.device)?;
     let options = base.render_options(&job.params);
     let mut dataset = read_dataset(&directory.dataset(), key, &tokenizer, options)??;
     if job.params.validation_dataset.is_some() {
@@ -65,6 +66,7 @@ pub fn run(
     };
     let shape = base.shape(&job.params);
     let load = load_of(&dataset, &job.params, options);
+    let free_device_bytes = base.free_device_bytes()?;
 
     let mut run = Run {
         fingerprint: job.fingerprint(&base_model_sha256),
@@ -79,7 +81,7 @@ pub fn run(
         quiet: false,
         expected_memory_bytes: 0,
     };
-    run.expected_memory_bytes = run.check_memory(&shape, load)?;
+    run.expected_memory_bytes = run.check_memory(&shape, load, free_device_bytes)?;
     let state = run.train()?;
     let delivered = run.load_best(&state)?;
     let Run { mut method, .. } = run;
@@ -200,11 +202,19 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn check_memory(&mut self, shape: &Shape, load: Load) -> Result<u64, TrainError> {
+    fn check_memory(
+        &mut self,
+        shape: &Shape,
+        load: Load,
+        free_device_bytes: Option<u64>,
+    ) -> Result<u64, TrainError> {
         let load = Load {
             trained_parameters: self.method.trainable().trainable_parameters() as u64,
             ..load
         };
+        if let Some(free) = free_device_bytes {
+            memory::check_device(shape, &load, free)?;
+        }
         memory::check(shape, &load, self.job.memory_limit_bytes)
     }
 

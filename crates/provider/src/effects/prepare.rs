@@ -213,6 +213,7 @@ async fn prepare_job(
         params: params.clone(),
         checkpoint_every_steps: None,
         memory_limit_bytes: role.trainer.memory_limit_bytes,
+        device: role.trainer.device,
     };
     let options = RenderOptions::of_run(params, entry.kind);
     app.run_blocking(move || {

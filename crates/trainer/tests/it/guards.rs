@@ -45,6 +45,7 @@ fn prepare(directory: &Path, base_model: &Path, dataset: &str) -> JobDirectory {
         params: params(),
         checkpoint_every_steps: Some(1),
         memory_limit_bytes: None,
+        device: zerog_trainer::Device::Cpu,
     }
     .write(&directory)
     .unwrap();

@@ -51,6 +51,7 @@ fn prepare(directory: &Path, dataset: &str, params: TrainingParams) -> JobDirect
         params,
         checkpoint_every_steps: Some(2),
         memory_limit_bytes: None,
+        device: zerog_trainer::Device::Cpu,
     }
     .write(&directory)
     .unwrap();

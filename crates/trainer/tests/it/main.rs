@@ -5,6 +5,12 @@
 #![allow(clippy::unwrap_used)]
 
 mod base_model;
+#[cfg(feature = "cuda")]
+mod cuda;
+mod devices;
+#[cfg(feature = "cuda")]
+#[path = "../../../kernels/tests/emulator/mod.rs"]
+mod emulator;
 mod guards;
 mod jobs;
 mod kills;

@@ -71,6 +71,7 @@ fn tune(dataset: &Path, params: TrainingParams) -> Arc<LoraAdapter> {
         params,
         checkpoint_every_steps: None,
         memory_limit_bytes: None,
+        device: zerog_trainer::Device::Cpu,
     }
     .write(&directory)
     .unwrap();

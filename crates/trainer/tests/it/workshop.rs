@@ -10,7 +10,7 @@ use zerog_protocol::FileKey;
 use zerog_protocol::manifest::AdapterManifest;
 use zerog_protocol::training_params::{TrainingMethod, TrainingParams};
 use zerog_trainer::{
-    JOB_VERSION, Job, JobDirectory, Progress, TrainError, open_file, run, seal_file,
+    Device, JOB_VERSION, Job, JobDirectory, Progress, TrainError, open_file, run, seal_file,
 };
 
 use crate::fixture;
@@ -42,9 +42,21 @@ impl Case {
             params: self.params.clone(),
             checkpoint_every_steps: Some(3),
             memory_limit_bytes: None,
+            device: Device::Cpu,
         }
         .write(&directory)
         .unwrap();
+        directory
+    }
+
+    /// Lays out the job in `directory`, to be trained on `device`.
+    pub(crate) fn prepare_on(&self, directory: &Path, device: Device) -> JobDirectory {
+        let directory = self.prepare(directory);
+        let job = Job {
+            device,
+            ..Job::read(&directory).unwrap()
+        };
+        job.write(&directory).unwrap();
         directory
     }
 
@@ -111,7 +123,13 @@ fn child() {
 
 /// Starts a job as a process of its own.
 pub(crate) fn spawn(directory: &JobDirectory) -> Child {
+    spawn_with(directory, &[])
+}
+
+/// As [`spawn`], with more variables of the environment.
+pub(crate) fn spawn_with(directory: &JobDirectory, environment: &[(&str, &Path)]) -> Child {
     let mut child = Command::new(std::env::current_exe().unwrap())
+        .envs(environment.iter().copied())
         .args(["--exact", "workshop::child", "--nocapture"])
         .env(CHILD_JOB, directory.path())
         .stdin(Stdio::piped())
