@@ -88,6 +88,7 @@ def main():
         print("not installed, left out: torch, transformers, peft")
     if installed("llama_cpp", "gguf"):
         peers["llama"] = Child("llama.cpp BF16", peer_command("llama", folder))
+        peers["llama-q8"] = Child("llama.cpp Q8_0", peer_command("llama-q8", folder))
     else:
         print("not installed, left out: llama_cpp, gguf")
     names = [name for name in ("llama", "transformers") if name in peers]
@@ -118,6 +119,10 @@ def main():
         ratios = [adapted / base for adapted, base in pairs]
         print(f"  {streams} adapters against the base model in turns, {member}: {statistics.median(ratios):.2f} "
               f"{[round(ratio, 2) for ratio in ratios]}")
+    if "llama-q8" in peers:
+        request = f"decode 1 {prompt} {tokens} 0"
+        compare("int8 decode, one stream", "  (goal 1.0 against llama.cpp Q8_0)", rounded, request,
+                [(peers["llama-q8"], request)], "tokens_per_s", options.rounds)
     for count in (1, streams):
         request = f"decode {count} 64 {tokens} 0"
         for member in ("tokens_per_s", "tokens_per_cpu_s"):
@@ -132,7 +137,10 @@ def main():
     print(f"\nfirst token: base model {base:.2f} ms")
     for tier, goal in (("memory", 2), ("disk", 10)):
         print(f"  adapter {tier}: {statistics.median(tiers[tier]) - base:+.2f} ms  (goal at most +{goal} ms)")
-    print(f"memory bandwidth of a read test: {read_bandwidth():.1f} GB/s; load average after: {os.getloadavg()}")
+    bandwidth = read_bandwidth()
+    read = one * sizes[1]["matrix_bytes"] / 1e9
+    print(f"memory: one stream reads {read:.1f} GB/s of weights, a read test {bandwidth:.1f}: {read / bandwidth:.2f}  "
+          f"(goal 0.8); load average after: {os.getloadavg()}")
     for child in [ours, rounded, *peers.values()]:
         child.close()
 
@@ -152,7 +160,11 @@ def peer_command(kind, folder):
 
 def peer(kind, folder):
     """A peer's process: reads the same requests as ours."""
-    answer = {"transformers": transformers_peer, "llama": llama_peer}[kind](Path(folder))
+    answer = {
+        "transformers": transformers_peer,
+        "llama": lambda folder: llama_peer(folder, "BF16"),
+        "llama-q8": lambda folder: llama_peer(folder, "Q8_0"),
+    }[kind](Path(folder))
     for line in sys.stdin:
         words = line.split()
         print(json.dumps(answer(words[0], [int(word) for word in words[1:]])), flush=True)
@@ -196,8 +208,8 @@ def transformers_peer(folder):
     return answer
 
 
-def write_gguf(folder, path):
-    """The random model in llama.cpp's format, bf16 matrices and f32 vectors."""
+def write_gguf(folder, path, matrices):
+    """The random model in llama.cpp's format: matrices of this type and f32 vectors."""
     import gguf
     import numpy
     from safetensors import safe_open
@@ -233,7 +245,7 @@ def write_gguf(folder, path):
             if values.ndim == 1:
                 writer.add_tensor(target, values.astype(numpy.float32))
             else:
-                kind = gguf.GGMLQuantizationType.BF16
+                kind = gguf.GGMLQuantizationType[matrices]
                 writer.add_tensor(target, gguf.quants.quantize(values, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -241,10 +253,10 @@ def write_gguf(folder, path):
     writer.close()
 
 
-def llama_peer(folder):
-    path = folder / "model-bf16.gguf"
+def llama_peer(folder, matrices):
+    path = folder / f"model-{matrices.lower()}.gguf"
     if not path.exists():
-        write_gguf(folder, path)
+        write_gguf(folder, path, matrices)
     import llama_cpp
 
     streams_most, context = 16, 1024

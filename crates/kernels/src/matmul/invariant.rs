@@ -15,15 +15,19 @@ use std::ops::Range;
 /// Interleaved partial sums along `K`.
 const LANES: usize = 8;
 /// Elements of activations that stay in the second-level cache while weights stream past.
-const BLOCK_ELEMENTS: usize = 80 * 1024;
+const BLOCK_ELEMENTS: usize = 64 * 1024;
 /// Most rows of activations of such a block.
 const MOST_ROWS_PER_BLOCK: usize = 64;
 /// Most rows of activations of a tile.
 const MOST_TILE_ROWS: usize = 4;
 /// Output features of a piece of parallel work are a multiple of this: of the tiles' three and of a single row's eight.
 const PIECE_STEP: usize = 24;
-/// Most of them: long runs of weights are read faster than short ones.
-const MOST_OUTPUTS_PER_PIECE: usize = 144;
+/// Most of them for rows that fit one tile: long runs of weights are read faster than short ones.
+const MOST_OUTPUTS_READ_ONCE: usize = 144;
+/// Most of them for more rows: the weights of a piece stay in the second-level cache beside the activations.
+const MOST_OUTPUTS_READ_AGAIN: usize = 72;
+/// So few rows are one block, whatever `K` is: weights are read once.
+const ROWS_NOT_CUT: usize = 16;
 /// Pieces for each thread, so that threads end together.
 const PIECES_PER_THREAD: usize = 4;
 /// Multiplications below which the product runs on the calling thread.
@@ -54,8 +58,11 @@ fn run<W: Rows>(shape: Shape, x: &[f32], weight: W, y: &mut [f32], write: Write)
     let add = write == Write::Add;
     let wide = has_avx2();
     let y = Disjoint::new(y);
-    // Whole tiles of four rows.
-    let rows_per_block = (BLOCK_ELEMENTS / inputs.max(1)).clamp(4, MOST_ROWS_PER_BLOCK) & !3;
+    let rows_per_block = match rows <= ROWS_NOT_CUT {
+        true => rows.max(1),
+        // Whole tiles of four rows.
+        false => (BLOCK_ELEMENTS / inputs.max(1)).clamp(4, MOST_ROWS_PER_BLOCK) & !3,
+    };
     let piece = |first: usize, last: usize| {
         for block in (0..rows).step_by(rows_per_block) {
             let block_end = (block + rows_per_block).min(rows);
@@ -67,6 +74,7 @@ fn run<W: Rows>(shape: Shape, x: &[f32], weight: W, y: &mut [f32], write: Write)
                 outputs,
                 add,
                 wide,
+                fetch: rows <= ROWS_NOT_CUT,
             };
             tile.block(block..block_end, first..last);
         }
@@ -76,9 +84,11 @@ fn run<W: Rows>(shape: Shape, x: &[f32], weight: W, y: &mut [f32], write: Write)
         return;
     }
     let wanted = outputs / (PIECES_PER_THREAD * rayon::current_num_threads());
-    let size = wanted
-        .next_multiple_of(PIECE_STEP)
-        .clamp(PIECE_STEP, MOST_OUTPUTS_PER_PIECE);
+    let most = match rows <= MOST_TILE_ROWS {
+        true => MOST_OUTPUTS_READ_ONCE,
+        false => MOST_OUTPUTS_READ_AGAIN,
+    };
+    let size = wanted.next_multiple_of(PIECE_STEP).clamp(PIECE_STEP, most);
     (0..outputs.div_ceil(size))
         .into_par_iter()
         .for_each(|index| piece(index * size, ((index + 1) * size).min(outputs)));
@@ -92,6 +102,9 @@ struct Tile<'a, W> {
     outputs: usize,
     add: bool,
     wide: bool,
+    /// Whether weights are fetched ahead. More rows compute for so long that reading does not matter, and what is fetched
+    /// drives out what is used.
+    fetch: bool,
 }
 
 impl<W: Rows> Tile<'_, W> {
@@ -99,7 +112,7 @@ impl<W: Rows> Tile<'_, W> {
     ///
     /// Where one tile holds all rows, reading weights is the limit: its weights lie far apart, so that each of them
     /// begins a run of rows that the processor reads ahead by itself. With more tiles the weights of a tile lie side by
-    /// side and are used again at once; those of the next are fetched meanwhile.
+    /// side and are used again at once; those of the next are fetched meanwhile if there are few rows.
     fn block(&self, rows: Range<usize>, outputs: Range<usize>) {
         let done = match rows.len() {
             // Eight streams keep the arithmetic units busy with a single row.
@@ -130,10 +143,11 @@ impl<W: Rows> Tile<'_, W> {
     /// Computes as many outputs as make groups of `N` and returns their number.
     fn near<const N: usize>(&self, rows: &Range<usize>, outputs: &Range<usize>) -> usize {
         let groups = outputs.len() / N;
+        let ahead = if self.fetch { N } else { 0 };
         for group in 0..groups {
             let first = outputs.start + group * N;
             let streams = Streams {
-                ahead: N,
+                ahead,
                 ..Streams::single(first)
             };
             self.column::<N>(rows, streams);
@@ -163,12 +177,27 @@ impl<W: Rows> Tile<'_, W> {
     fn tile<const M: usize, const N: usize>(&self, row: usize, streams: Streams) -> usize {
         let x = &self.x[row * self.inputs..(row + M) * self.inputs];
         let sums: [[f32; N]; M] = self.weight.sums(x, streams, self.inputs, self.wide);
+        let write = |target: &mut f32, sum: f32| {
+            *target = if self.add { *target + sum } else { sum };
+        };
         for (index, sums) in sums.iter().enumerate() {
-            for (number, sum) in sums.iter().enumerate() {
-                let place = (row + index) * self.outputs + streams.row(number);
-                // SAFETY: each element of `y` belongs to exactly one tile, and tiles to one thread.
-                let target = unsafe { self.y.slice(place, 1) };
-                target[0] = if self.add { target[0] + sum } else { *sum };
+            let start = (row + index) * self.outputs + streams.first;
+            // SAFETY: each element of `y` belongs to exactly one tile, and tiles to one thread.
+            unsafe {
+                if streams.stride == 1 {
+                    let targets = self.y.slice(start, N);
+                    targets
+                        .iter_mut()
+                        .zip(sums)
+                        .for_each(|(target, sum)| write(target, *sum));
+                } else {
+                    for (number, sum) in sums.iter().enumerate() {
+                        write(
+                            &mut self.y.slice(start + number * streams.stride, 1)[0],
+                            *sum,
+                        );
+                    }
+                }
             }
         }
         M
@@ -373,6 +402,11 @@ mod wide {
         let starts: [*const E; N] = std::array::from_fn(|number| unsafe {
             weight.as_ptr().add(streams.row(number) * inputs)
         });
+        // The longest stretch without fetching.
+        let stretch = match fetched.is_empty() {
+            true => whole,
+            false => FETCH_STEP,
+        };
         let mut index = 0;
         while index < whole {
             for number in fetched.clone() {
@@ -383,7 +417,7 @@ mod wide {
                 );
             }
             // A loop of its own, so that nothing of the above takes its registers.
-            let end = (index + FETCH_STEP).min(whole);
+            let end = (index + stretch).min(whole);
             while index < end {
                 let mut weights = [_mm256_setzero_ps(); N];
                 for (value, start) in weights.iter_mut().zip(starts) {
