@@ -14,6 +14,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use alloy_primitives::B256;
@@ -44,6 +45,8 @@ struct Held {
     received: BTreeSet<u64>,
     /// Those that would survive a crash.
     synced: BTreeSet<u64>,
+    /// Held by whoever makes them survive one.
+    syncing: Arc<Mutex<()>>,
 }
 
 impl Store {
@@ -84,6 +87,7 @@ impl Store {
         let held = Held {
             synced: received.clone(),
             received,
+            ..Held::default()
         };
         let indices: Vec<u64> = held.received.iter().copied().collect();
         self.held.lock().insert((root, shape.size()), held);
@@ -158,9 +162,15 @@ impl Store {
     /// Makes everything that was received of a file durable.
     pub(super) fn sync(&self, root: B256, shape: FileShape) -> Result<(), Error> {
         let key = (root, shape.size());
-        let received = match self.held.lock().get(&key) {
-            Some(held) => held.received.clone(),
+        let syncing = match self.held.lock().get(&key) {
+            Some(held) => Arc::clone(&held.syncing),
             None => return Ok(()),
+        };
+        // The last segment and its submission may arrive together, and each makes the file durable.
+        let _turn = syncing.lock();
+        let received = match self.held.lock().get(&key) {
+            Some(held) if held.synced != held.received => held.received.clone(),
+            _ => return Ok(()),
         };
         Object::new(&self.objects, root, shape).sync(received.len())?;
         if let Some(held) = self.held.lock().get_mut(&key) {
@@ -368,4 +378,41 @@ fn decode_proof(record: &[u8]) -> Option<FileProof> {
 fn parse_key(name: &str) -> Option<(B256, u64)> {
     let (root, size) = name.split_once('-')?;
     Some((root.parse().ok()?, size.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::merkle::FileTree;
+
+    #[test]
+    fn several_can_make_a_file_durable_at_the_same_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        for size in 1..=40_u64 {
+            let shape = FileShape::new(size).unwrap();
+            let content = vec![7; size as usize];
+            let tree = FileTree::read(shape, &content[..]).unwrap();
+            let mut data = content;
+            data.resize(shape.segment_bytes(0), 0);
+            let segment = SegmentWithProof {
+                root: tree.root(),
+                data,
+                index: 0,
+                proof: tree.proof(0),
+                file_size: size,
+            };
+            store.put(shape, &segment).unwrap();
+            std::thread::scope(|scope| {
+                let syncing = [(); 4].map(|()| scope.spawn(|| store.sync(tree.root(), shape)));
+                for outcome in syncing {
+                    outcome.join().unwrap().unwrap();
+                }
+            });
+            assert_eq!(
+                store.presence(tree.root(), shape, 1, std::iter::once(0)),
+                Presence::Synced
+            );
+        }
+    }
 }
