@@ -65,9 +65,17 @@ def logits_of(model, tokens: list[int]) -> torch.Tensor:
         return model.eval()(input_ids=torch.tensor([tokens])).logits[0].contiguous()
 
 
-def logits_with(base: Path, adapter: Path, probe: list[int]) -> torch.Tensor:
+def adapted(base: Path, adapter: Path):
     model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
-    return logits_of(peft.PeftModel.from_pretrained(model, adapter), probe)
+    return peft.PeftModel.from_pretrained(model, adapter)
+
+
+def greedy(model, prompt: list[int], count: int) -> list[int]:
+    """The `count` most probable tokens, one after the other."""
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(int(logits_of(model, tokens)[-1].argmax()))
+    return tokens[len(prompt):]
 
 
 def generate(case, folder: Path) -> None:

@@ -1,7 +1,7 @@
 """What the reference libraries compute, for comparison with this project's trainer.
 
     python reference.py generate FOLDER [CASE...]   trains every case and writes weights, adapters and numbers
-    python reference.py verify FOLDER OURS          loads the adapters that this project trained and compares logits
+    python reference.py verify FOLDER OURS          loads the adapters that this project trained, compares logits and answers
 
 A case's folder holds `base/` (the model), `adapter/` (PEFT's own files after training), `reference.json`
 (settings, data, losses) and `reference.safetensors` (initial adapter, logits, gradients).
@@ -44,7 +44,7 @@ def generate(folder: Path, names: list[str]) -> None:
 
 
 def verify(folder: Path, ours: Path) -> int:
-    """Loads each adapter folder that this project wrote and compares its logits; prints one JSON object a case."""
+    """Loads each adapter folder that this project wrote and compares logits and greedy answers; prints JSON objects."""
     failures = 0
     for case in cases.CASES:
         reference = json.loads((folder / case.name / "reference.json").read_text())
@@ -53,7 +53,14 @@ def verify(folder: Path, ours: Path) -> int:
         if case.method == "classification":
             logits = classification.logits_with(*paths, reference["probes"])
         else:
-            logits = causal.logits_with(*paths, reference["probe"])
+            model = causal.adapted(*paths)
+            logits = causal.logits_of(model, reference["probe"])
+            answered = json.loads((ours / case.name / "greedy.json").read_text())
+            others = sum(causal.greedy(model, prompt, len(answer)) != answer for prompt, answer in answered)
+            passed = others == 0 and len(answered) == 20
+            failures += not passed
+            print(json.dumps({"case": case.name, "measure": "greedy answers to 20 prompts, different ones", "value": others,
+                              "limit": 0, "passed": passed}))
         difference = (logits - wanted).abs().max().item()
         effect = (logits - load_file(folder / case.name / "reference.safetensors")["logits.base"]).abs().max().item()
         passed = difference <= LIMIT and effect > 100 * LIMIT

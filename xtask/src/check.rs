@@ -16,22 +16,9 @@ pub(crate) fn run(root: &Path, all: bool, test_arguments: &[String]) -> anyhow::
     part("format", || cargo(root, &["fmt", "--all", "--check"], &[]))?;
     part("structure", || tidy::run(root))?;
     part("lints", || {
-        cargo(
-            root,
-            &[
-                "clippy",
-                "--workspace",
-                "--all-targets",
-                // With the code for devices; the other parts build without it.
-                "--features",
-                "zerog-provider/cuda",
-                "--quiet",
-                "--",
-                "-D",
-                "warnings",
-            ],
-            &[],
-        )
+        let start = ["clippy", "--workspace", "--all-targets", "--quiet"];
+        let rest = ["--", "-D", "warnings"];
+        cargo(root, &[&start[..], &cuda::FEATURES, &rest].concat(), &[])
     })?;
     part("documents", || {
         let flags = [("RUSTDOCFLAGS", "-D warnings")];
@@ -48,6 +35,15 @@ pub(crate) fn run(root: &Path, all: bool, test_arguments: &[String]) -> anyhow::
         )
     })?;
     part("binaries", || build_binaries(root))?;
+    // Tests are built once: with the code for devices where its tests can run. Binaries are as users build them.
+    let compiler = cuda::Compiler::install(root);
+    let features = match &compiler {
+        Ok(_) => &cuda::FEATURES[..],
+        Err(error) => {
+            skipped.push(format!("CUDA without a GPU: {error:#}"));
+            &[]
+        }
+    };
     part("tests", || {
         let bins = root.join("target/debug");
         let binary = |name: &str| bins.join(name).to_string_lossy().into_owned();
@@ -56,22 +52,25 @@ pub(crate) fn run(root: &Path, all: bool, test_arguments: &[String]) -> anyhow::
             binary("0g-compute-provider"),
             binary("0g-compute-devnet"),
         );
-        let environment = [
+        let mut environment = vec![
             ("ZEROG_CLI_BINARY", cli.as_str()),
             ("ZEROG_PROVIDER_BINARY", provider.as_str()),
             ("ZEROG_DEVNET_BINARY", devnet.as_str()),
         ];
+        let compiler = compiler.as_ref().ok().map(cuda::Compiler::environment);
+        environment.extend(
+            compiler
+                .as_ref()
+                .map(|(name, value)| (*name, value.as_str())),
+        );
         let mut arguments = vec!["test", "--workspace", "--no-fail-fast", "--quiet"];
+        arguments.extend(features);
         arguments.extend(test_arguments.iter().map(String::as_str));
         cargo(root, &arguments, &environment)
     })?;
 
     if all {
-        part("mutated evidence", || mutations(root))?;
-    }
-    match cuda::Compiler::install(root) {
-        Ok(compiler) => part("CUDA without a GPU", || compiler.test(root))?,
-        Err(error) => skipped.push(format!("CUDA without a GPU: {error:#}")),
+        part("mutated evidence", || mutations(root, features))?;
     }
 
     if has("node") && has("npm") {
@@ -149,17 +148,10 @@ pub(crate) fn build_binaries(root: &Path) -> anyhow::Result<()> {
     cargo(root, &["build", "--workspace", "--bins", "--quiet"], &[])
 }
 
-/// Tries a hundred thousand changed quotes and reports, in the test programs that are built already.
-pub(crate) fn mutations(root: &Path) -> anyhow::Result<()> {
-    let arguments = [
-        "test",
-        "--workspace",
-        "--test",
-        "it",
-        "--quiet",
-        "--",
-        "mutations::",
-    ];
+/// Tries a hundred thousand changed quotes and reports, in the test programs that were built with these features.
+pub(crate) fn mutations(root: &Path, features: &[&str]) -> anyhow::Result<()> {
+    let start = ["test", "--workspace", "--test", "it", "--quiet"];
+    let arguments = [&start[..], features, &["--", "mutations::"]].concat();
     cargo(root, &arguments, &[("ZEROG_MUTATED_QUOTES", "100000")])
 }
 

@@ -11,6 +11,9 @@ use crate::check::{cargo, command, has};
 /// NVRTC as NVIDIA publishes it on PyPI.
 const PACKAGE: &str = "nvidia-cuda-nvrtc-cu12==12.9.86";
 
+/// Builds the code for devices and its tests.
+pub(crate) const FEATURES: [&str; 2] = ["--features", "zerog-provider/cuda"];
+
 /// What the tests need beside the workspace.
 pub(crate) struct Compiler {
     folder: PathBuf,
@@ -57,31 +60,30 @@ impl Compiler {
         })
     }
 
-    /// Runs the tests of the backend: kernels, passes, whole jobs.
-    pub(crate) fn test(&self, root: &Path) -> anyhow::Result<()> {
+    /// What the tests read to find it.
+    pub(crate) fn environment(&self) -> (&'static str, String) {
         let folder = self.folder.to_string_lossy();
-        let environment = [("ZEROG_NVRTC_DIR", &*folder)];
-        let start = ["test", "--quiet", "--features", "zerog-trainer/cuda"];
-        let of_kernels = ["--package", "zerog-kernels", "--package", "zerog-trainer"];
-        // One selection of packages for all, so that nothing is built twice.
-        let packages = [
-            &of_kernels[..],
-            &["--package", "zerog-model", "--test", "it", "--"],
-        ]
-        .concat();
+        ("ZEROG_NVRTC_DIR", folder.into_owned())
+    }
+
+    /// Runs the tests of the backend alone: kernels, passes, whole jobs, the engine.
+    pub(crate) fn test(&self, root: &Path) -> anyhow::Result<()> {
+        let (name, folder) = self.environment();
+        // Of the whole workspace, so that the full check and this command build the same.
+        let start = ["test", "--workspace", "--quiet", "--test", "it"];
         let filters = [
+            "--",
             "compile::",
             "failures::",
             "operations::",
             "products::",
+            // Those of the kernels, and all `cuda_serving::`.
+            "serving::",
             "cuda::",
             "devices::",
             "placement::",
         ];
-        cargo(
-            root,
-            &[&start[..], &packages, &filters].concat(),
-            &environment,
-        )
+        let arguments = [&start[..], &FEATURES, &filters].concat();
+        cargo(root, &arguments, &[(name, &folder)])
     }
 }

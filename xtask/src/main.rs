@@ -107,7 +107,7 @@ fn run() -> anyhow::Result<()> {
         }
         Command::Cuda => cuda::Compiler::install(&root)?.test(&root),
         Command::Gas => check::gas(&root),
-        Command::Mutations => check::mutations(&root),
+        Command::Mutations => check::mutations(&root, &[]),
         Command::Python { test_arguments } => {
             check::build_binaries(&root)?;
             python::install(&root)?.run(&root, &test_arguments)

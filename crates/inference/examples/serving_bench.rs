@@ -2,7 +2,7 @@
 //!
 //! ```console
 //! $ serving_bench make DIR qwen2.5-0.5b 16       # a model folder with 16 adapter folders of rank 16
-//! $ serving_bench serve DIR [int8]               # reads one request a line, answers one JSON object a line
+//! $ serving_bench serve DIR [int8 | cuda:0]      # reads one request a line, answers one JSON object a line
 //! prefill 512
 //! decode STREAMS PROMPT TOKENS ADAPTERS
 //! first-token memory|disk|base
@@ -20,7 +20,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 use zerog_inference::engine::{self, EngineConfig, EngineHandle};
 use zerog_inference::{GenerateRequest, GenerationEvent, PackageSource, SamplingParams, Trust};
-use zerog_model::{BaseModel, ModelConfig};
+use zerog_model::{BaseModel, Device, ModelConfig, Placement};
 use zerog_tokenization::Tokenizer;
 
 type Failure = Box<dyn std::error::Error>;
@@ -31,9 +31,10 @@ async fn main() -> Result<(), Failure> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
         ["make", folder, shape, adapters] => make(Path::new(folder), shape, adapters.parse()?),
-        ["serve", folder] => serve(Path::new(folder), false).await,
-        ["serve", folder, "int8"] => serve(Path::new(folder), true).await,
-        _ => Err("usage: serving_bench make DIR SHAPE ADAPTERS | serve DIR [int8]".into()),
+        ["serve", folder] => serve(Path::new(folder), false, Device::Cpu).await,
+        ["serve", folder, "int8"] => serve(Path::new(folder), true, Device::Cpu).await,
+        ["serve", folder, device] => serve(Path::new(folder), false, device.parse()?).await,
+        _ => Err("usage: serving_bench make DIR SHAPE ADAPTERS | serve DIR [int8 | cuda:0]".into()),
     }
 }
 
@@ -130,7 +131,7 @@ fn write_adapter(folder: &Path, settings: &Value, seed: u32) -> Result<(), Failu
     )?)
 }
 
-async fn serve(folder: &Path, quantize: bool) -> Result<(), Failure> {
+async fn serve(folder: &Path, quantize: bool, device: Device) -> Result<(), Failure> {
     let mut model = BaseModel::load(folder)?;
     if quantize {
         model = model.quantized();
@@ -143,7 +144,8 @@ async fn serve(folder: &Path, quantize: bool) -> Result<(), Failure> {
         reuse_prefixes: false,
         ..EngineConfig::default()
     };
-    let engine = engine::start(model, Arc::new(tokenizer), sizes)?;
+    let placement = Placement::new(&model, device)?;
+    let engine = engine::start_on(&placement, model, Arc::new(tokenizer), sizes)?;
     let mut adapters = 0;
     while folder.join(format!("adapter-{adapters}")).is_dir() {
         load(&engine, folder, adapters).await?;

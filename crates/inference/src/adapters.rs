@@ -1,7 +1,7 @@
 //! Adapters in memory: which are loaded, which were used last, and which must stay because a request runs on them.
 //!
-//! On the CPU, device memory is host memory, so there is one tier here. What falls out of it is still sealed on the
-//! provider's disk and is loaded again on first use.
+//! This is host memory. An engine on a device copies adapters there when they are used first, as long as they are here
+//! and there is room. What falls out of here is still sealed on the provider's disk and is loaded again on first use.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -38,14 +38,14 @@ pub struct Tolerance {
 }
 
 impl Tolerance {
-    /// For engines that compute in single precision on the recorded weights: other instruction sets and rounded adapter
-    /// files stay far below it.
+    /// For engines that compute in single precision on the recorded weights: other instruction sets, devices and rounded
+    /// adapter files stay far below it.
     pub const EXACT: Self = Self {
         absolute: 0.05,
         relative: 0.02,
         effect: 0.02,
     };
-    /// For engines that round the base weights or compute in half precision.
+    /// For engines that round the base weights or, on a device, the activations.
     pub const ROUNDED: Self = Self {
         absolute: 0.5,
         relative: 0.1,

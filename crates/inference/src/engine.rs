@@ -8,13 +8,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc, oneshot};
-use zerog_model::{BaseModel, KvCache, KvPool, LoraAdapter, Sampler, SamplingParams};
+use zerog_model::{
+    BLOCK_TOKENS, BaseModel, KvCache, KvPool, LoraAdapter, ModelError, Placement, Precision,
+    Sampler, SamplingParams, Serving, ServingSizes,
+};
 use zerog_tokenization::Tokenizer;
 
 use crate::adapters::{AdapterCache, AdapterInfo, LoadedAdapter};
 use crate::answer_text::AnswerText;
-use crate::canary::{self, Canary};
-use crate::error::EngineError;
+use crate::canary::{self, Canary, MAX_PROBE_TOKENS};
+use crate::error::{EngineError, StartError};
 use crate::executor::Executor;
 use crate::generation::{GenerateRequest, Generation};
 use crate::grammar::Matcher;
@@ -25,6 +28,8 @@ use crate::sequence::{Choice, Question, Sequence};
 
 /// Logits recorded per prompt, of the most probable tokens with and without the adapter.
 const RECORDED_LOGITS: usize = 16;
+/// Blocks that a device sets aside for the prompts of reference logits, which run between two steps.
+const PROBE_BLOCKS: usize = MAX_PROBE_TOKENS.div_ceil(BLOCK_TOKENS);
 
 /// Sizes of an engine.
 #[derive(Debug, Clone)]
@@ -45,10 +50,20 @@ pub struct EngineConfig {
     pub max_adapters: usize,
     /// Most memory of adapters in bytes.
     pub max_adapter_bytes: usize,
+    /// How a device computes products with bf16 weights. The processor computes in single precision.
+    pub precision: Precision,
+}
+
+impl EngineConfig {
+    /// Blocks that all sequences and remembered beginnings may hold together.
+    pub(crate) fn cache_blocks(&self) -> usize {
+        // One more than the longest sequence takes, for the copy of a shared last block.
+        self.max_cached_tokens.div_ceil(BLOCK_TOKENS) + 1
+    }
 }
 
 impl Default for EngineConfig {
-    /// Sizes for one small machine: 8 running, 64 waiting, 4,096 tokens each.
+    /// Sizes for one small machine: 8 running, 64 waiting, 4,096 tokens each; on a device, products in bf16.
     fn default() -> Self {
         Self {
             max_running: 8,
@@ -59,6 +74,7 @@ impl Default for EngineConfig {
             reuse_prefixes: true,
             max_adapters: 64,
             max_adapter_bytes: 4 << 30,
+            precision: Precision::Bf16,
         }
     }
 }
@@ -159,7 +175,7 @@ impl std::fmt::Debug for EngineHandle {
     }
 }
 
-/// Starts an engine on its own thread.
+/// Starts an engine on its own thread, which computes on the processor.
 ///
 /// # Errors
 /// What the system says when it cannot start a thread.
@@ -168,6 +184,58 @@ pub fn start(
     tokenizer: Arc<Tokenizer>,
     config: EngineConfig,
 ) -> std::io::Result<EngineHandle> {
+    launch(
+        Executor::new(Serving::on_processor(model)),
+        tokenizer,
+        config,
+    )
+}
+
+/// Starts an engine on its own thread, which computes where `placement` has put the weights of `model`.
+///
+/// # Errors
+/// [`StartError`]; a cache that is too large for the device comes with the number of tokens that fit.
+///
+/// # Panics
+/// If the placement was made for another base model.
+pub fn start_on(
+    placement: &Placement,
+    model: Arc<BaseModel>,
+    tokenizer: Arc<Tokenizer>,
+    config: EngineConfig,
+) -> Result<EngineHandle, StartError> {
+    let reserved = config.cache_blocks() + PROBE_BLOCKS;
+    let step_tokens = config.prefill_chunk_tokens + config.max_running;
+    let sizes = ServingSizes {
+        blocks: reserved,
+        step_tokens: step_tokens.max(MAX_PROBE_TOKENS.min(model.config().maximum_positions)),
+        step_rows: config.max_running,
+        precision: config.precision,
+    };
+    let serving = Serving::new(model, placement, &sizes).map_err(|error| match error {
+        ModelError::CacheTooLarge { fitting, .. } => StartError::CacheTooLarge {
+            asked: config.max_cached_tokens,
+            fitting: fitting.saturating_sub(1 + PROBE_BLOCKS) * BLOCK_TOKENS,
+        },
+        other => StartError::Model(other),
+    })?;
+    if let Some(fitting) = serving.fitting_blocks() {
+        tracing::info!(
+            cache.blocks = reserved,
+            cache.fitting_blocks = fitting,
+            cache.block_tokens = BLOCK_TOKENS,
+            "keys and values are in the device's memory"
+        );
+    }
+    Ok(launch(Executor::new(serving), tokenizer, config)?)
+}
+
+fn launch(
+    executor: Executor,
+    tokenizer: Arc<Tokenizer>,
+    config: EngineConfig,
+) -> std::io::Result<EngineHandle> {
+    let model = Arc::clone(executor.model());
     let capacity = config.max_running + config.max_waiting;
     // Every generation holds a place, so its command always fits; loads take what is left.
     let (commands, inbox) = mpsc::channel(capacity + 16);
@@ -176,7 +244,6 @@ pub fn start(
         config.max_adapter_bytes,
     )));
     let counters = Arc::new(Counters::default());
-    let executor = Executor::new(Arc::clone(&model));
     let limits = Limits {
         context: config
             .max_context_tokens

@@ -2,6 +2,29 @@
 
 use serde_json::{Value, json};
 
+/// Why an engine does not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The system gives no thread.
+    #[error("the engine's thread cannot be started: {0}")]
+    Thread(#[from] std::io::Error),
+    /// The keys and values do not fit into the device's memory.
+    #[error(
+        "max_cached_tokens is {asked}, but beside the weights the device's memory has room for the keys and values of \
+         {fitting} tokens"
+    )]
+    CacheTooLarge {
+        /// [`crate::EngineConfig::max_cached_tokens`].
+        asked: usize,
+        /// The largest number that can be served.
+        fitting: usize,
+    },
+    /// The device cannot be used, or not for this model.
+    #[error(transparent)]
+    Model(zerog_model::ModelError),
+}
+
 /// Why the engine did not take or did not finish a request.
 #[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
 #[non_exhaustive]

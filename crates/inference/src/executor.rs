@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use zerog_model::{BaseModel, InferenceScratch, KvCache, KvPool, LogitsWanted, LoraAdapter, Row};
+use zerog_model::{BaseModel, KvCache, KvPool, LogitsWanted, LoraAdapter, Row, Serving};
 
 use crate::error::EngineError;
 
@@ -17,28 +17,27 @@ pub(crate) struct SequenceRow<'a> {
     pub(crate) samples: bool,
 }
 
-/// A base model, the blocks of its caches and its working memory.
+/// A base model where it serves.
 pub(crate) struct Executor {
-    model: Arc<BaseModel>,
-    pool: Arc<KvPool>,
-    scratch: InferenceScratch,
+    serving: Serving,
 }
 
 impl Executor {
-    pub(crate) fn new(model: Arc<BaseModel>) -> Self {
-        Self {
-            pool: KvPool::new(model.config()),
-            model,
-            scratch: InferenceScratch::default(),
-        }
+    pub(crate) fn new(serving: Serving) -> Self {
+        Self { serving }
     }
 
-    pub(crate) fn model(&self) -> &BaseModel {
-        &self.model
+    pub(crate) fn model(&self) -> &Arc<BaseModel> {
+        self.serving.model()
     }
 
     pub(crate) fn pool(&self) -> &Arc<KvPool> {
-        &self.pool
+        self.serving.pool()
+    }
+
+    /// Whether weights or activations are rounded more than in the model's files.
+    pub(crate) fn is_rounded(&self) -> bool {
+        self.serving.is_rounded()
     }
 
     /// Advances the sequences of `rows` and returns where the logits of each one are; an empty place for those that do
@@ -65,7 +64,7 @@ impl Executor {
 
     /// The logits at a place of the last step.
     pub(crate) fn logits(&self, place: Range<usize>) -> &[f32] {
-        self.scratch.logits(place)
+        self.serving.logits(place)
     }
 
     /// Logits after the last of `tokens`, on a cache of their own.
@@ -74,7 +73,7 @@ impl Executor {
         tokens: &[u32],
         adapter: Option<Arc<LoraAdapter>>,
     ) -> Result<Vec<f32>, EngineError> {
-        let mut cache = KvCache::new(self.model.config(), tokens.len());
+        let mut cache = KvCache::in_pool(self.pool());
         let mut batch = [Row {
             tokens,
             cache: &mut cache,
@@ -85,10 +84,10 @@ impl Executor {
         Ok(self.logits(place).to_vec())
     }
 
-    /// Runs the network. A panic in the numeric code is a bug; it costs the requests of this step, not the engine.
+    /// Runs the network. A panic in the numeric code is a bug, and a device can fail; both cost the requests of this
+    /// step, not the engine.
     fn run(&mut self, batch: &mut [Row<'_>]) -> Result<Vec<Range<usize>>, EngineError> {
-        let Self { model, scratch, .. } = self;
-        catch_unwind(AssertUnwindSafe(|| model.forward_in_place(batch, scratch)))
+        catch_unwind(AssertUnwindSafe(|| self.serving.forward(batch)))
             .map_err(|_| "the numeric code panicked".to_owned())
             .and_then(|outcome| outcome.map_err(|error| error.to_string()))
             .map_err(|reason| EngineError::Computation { reason })

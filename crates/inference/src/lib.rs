@@ -33,7 +33,7 @@ pub use adapter_package::{AdapterPackage, PackageError, PackageSource};
 pub use adapters::{AdapterInfo, NoRoom};
 pub use canary::{Canary, CanaryError, CanaryProbe, CanaryReport};
 pub use engine::{AdapterPin, EngineConfig, EngineHandle, EngineStats};
-pub use error::{ApiError, EngineError};
+pub use error::{ApiError, EngineError, StartError};
 pub use generation::{Completion, GenerateRequest, Generation, GenerationEvent};
 pub use grammar::Grammar;
 pub use loading::{CanaryCheck, LoadError, LoadReport, Trust};

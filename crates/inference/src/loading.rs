@@ -191,7 +191,7 @@ pub(crate) fn load(
     let executor = scheduler.executor();
     let canary = match check {
         CanaryCheck::Run(reference) => {
-            let tolerance = if executor.model().is_quantized() {
+            let tolerance = if executor.is_rounded() {
                 Tolerance::ROUNDED
             } else {
                 Tolerance::EXACT

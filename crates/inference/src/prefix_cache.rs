@@ -190,7 +190,7 @@ mod tests {
     fn only_the_same_beginning_of_the_same_tree_is_found() {
         let pool = pool();
         let mut cache = PrefixCache::default();
-        let blocks: Vec<_> = (0..3).map(|_| pool.fresh_block()).collect();
+        let blocks: Vec<_> = (0..3).map(|_| pool.fresh_block().unwrap()).collect();
         cache.remember(&root("a", 0), &tokens(50), &blocks);
         let found = cache.find(&root("a", 0), &tokens(40));
         assert_eq!(found.len(), 2);
@@ -208,7 +208,7 @@ mod tests {
         let pool = pool();
         let mut cache = PrefixCache::default();
         let add = |cache: &mut PrefixCache, scope: &str, count: usize| {
-            let blocks: Vec<_> = (0..count).map(|_| pool.fresh_block()).collect();
+            let blocks: Vec<_> = (0..count).map(|_| pool.fresh_block().unwrap()).collect();
             cache.remember(&root(scope, 0), &tokens(16 * count as u32), &blocks);
         };
         add(&mut cache, "old", 2);

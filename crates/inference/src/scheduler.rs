@@ -2,7 +2,7 @@
 //! out among prompts. Each row of a step has its own adapter or none.
 //!
 //! Memory of keys and values is taken block by block. When it runs out, remembered beginnings go first; then the answer
-//! that was admitted last gives its blocks back and is computed again later, to the same bits.
+//! that was admitted last gives its blocks back and is computed again later, on the processor to the same bits.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -56,8 +56,7 @@ impl Scheduler {
         let size = executor.model().config().vocabulary_size;
         Self {
             vocabulary: Vocabulary::of_table(tokenizer.table(), size),
-            // One more than the longest sequence takes, for the copy of a shared last block.
-            capacity: config.max_cached_tokens.div_ceil(BLOCK_TOKENS) + 1,
+            capacity: config.cache_blocks(),
             executor,
             tokenizer,
             config,

@@ -9,9 +9,13 @@ use crate::adapter_layout::{HeadModule, Layout, Module, PREFIX};
 use crate::classifier_config::ClassifierConfig;
 use crate::config::ModelConfig;
 use crate::error::ModelError;
-use crate::lora::{HeadWeights, LoraAdapter, LoraConfig, LowRank, MAXIMUM_RANK, Projection, scale};
+use crate::lora::{
+    HeadWeights, LoraAdapter, LoraConfig, LowRank, MAXIMUM_RANK, Projection, Values, scale,
+};
 use crate::weights::{NamedTensor, decode, serialize, write_file};
-use safetensors::tensor::{SafeTensors, TensorView};
+use half::bf16;
+use rayon::prelude::*;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::Deserialize;
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
@@ -300,46 +304,60 @@ fn read(settings: &[u8], weights: &[u8], layout: &Layout) -> Result<LoraAdapter,
     }
     let file =
         SafeTensors::deserialize(weights).map_err(|source| AdapterError::Weights { source })?;
-    let mut found: HashMap<Place, Vec<f32>> = HashMap::new();
+    let mut found = HashMap::new();
     for (name, tensor) in file.iter() {
         let place = place(name, layout)?;
         let (_, expected) = expectation(&place, &settings, layout, tensor.shape())
             .ok_or_else(|| unexpected(name))?;
-        found.insert(place, checked_values(name, &tensor, expected)?);
-    }
-    let mut take = |place: Place, name: String| {
-        found
-            .remove(&place)
-            .ok_or(AdapterError::MissingTensor { name })
-    };
-    let mut layers = Vec::with_capacity(layout.layers);
-    let mut changes = false;
-    let scale = scale(settings.alpha, settings.rank, settings.rank_stabilized);
-    for layer in 0..layout.layers {
-        let mut row = <[Option<LowRank>; 7]>::default();
-        for module in &layout.modules {
-            if !settings.targets.contains(&module.projection) {
-                continue;
-            }
-            let mut part = |part| {
-                let name = tensor_name(layout, layer, module, part);
-                take(Place::Layer(layer, module.projection, part), name)
-            };
-            let (a, b) = (part(Part::A)?, part(Part::B)?);
-            changes |= b.iter().any(|value| *value != 0.0);
-            let mut pair = LowRank::new(settings.rank, scale, a, &b);
-            if settings.dora {
-                pair = pair.with_magnitude(part(Part::Magnitude)?);
-            }
-            row[module.projection.index()] = Some(pair);
+        if tensor.shape() != expected {
+            return Err(AdapterError::Shape {
+                name: name.to_owned(),
+                expected,
+                found: tensor.shape().to_vec(),
+            });
         }
-        layers.push(row);
+        found.insert(place, (name, tensor));
     }
+    let values = |place: Place, name: String| {
+        let (name, tensor) = found
+            .get(&place)
+            .ok_or(AdapterError::MissingTensor { name })?;
+        checked_values(name, tensor)
+    };
+    let scale = scale(settings.alpha, settings.rank, settings.rank_stabilized);
+    let pair = |layer: usize, module: &Module| {
+        let part = |part| {
+            let name = tensor_name(layout, layer, module, part);
+            values(Place::Layer(layer, module.projection, part), name)
+        };
+        let (a, b) = (part(Part::A)?, part(Part::B)?);
+        let mut pair = LowRank::new(settings.rank, scale, a, &b);
+        if settings.dora {
+            pair = pair.with_magnitude(part(Part::Magnitude)?.to_f32());
+        }
+        Ok((pair, !b.are_zero()))
+    };
+    // An adapter that waits on disk is waited for: all cores convert its numbers.
+    let layers = (0..layout.layers).into_par_iter().map(|layer| {
+        let mut row = <[Option<LowRank>; 7]>::default();
+        let mut changes = false;
+        for module in &layout.modules {
+            if settings.targets.contains(&module.projection) {
+                let (pair, changes_it) = pair(layer, module)?;
+                row[module.projection.index()] = Some(pair);
+                changes |= changes_it;
+            }
+        }
+        Ok((row, changes))
+    });
+    let layers: Vec<_> = layers.collect::<Result<_, AdapterError>>()?;
+    let changes = layers.iter().any(|(_, changes)| *changes);
+    let layers = layers.into_iter().map(|(row, _)| row).collect();
     let mut head = Vec::new();
     for (number, module) in layout.head.iter().enumerate() {
-        let mut part = |part: HeadPart| {
+        let part = |part: HeadPart| {
             let name = format!("{PREFIX}{}{}", module.name, part.suffix());
-            take(Place::Head(number, part), name)
+            values(Place::Head(number, part), name).map(|values| values.to_f32())
         };
         match (part(HeadPart::Weight), part(HeadPart::Bias)) {
             (Ok(weight), Ok(bias)) if weight.len() == bias.len() * module.inputs => {
@@ -411,24 +429,22 @@ fn expectation<'a>(
     }
 }
 
-fn checked_values(
-    name: &str,
-    tensor: &TensorView<'_>,
-    expected: Vec<usize>,
-) -> Result<Vec<f32>, AdapterError> {
-    if tensor.shape() != expected {
-        return Err(AdapterError::Shape {
-            name: name.to_owned(),
-            expected,
-            found: tensor.shape().to_vec(),
-        });
-    }
-    let values =
-        decode(name, tensor.dtype(), tensor.data()).map_err(|_| AdapterError::ElementType {
-            name: name.to_owned(),
-            found: format!("{:?}", tensor.dtype()),
-        })?;
-    if !values.iter().all(|value| value.is_finite()) {
+fn checked_values(name: &str, tensor: &TensorView<'_>) -> Result<Values, AdapterError> {
+    let values = match tensor.dtype() {
+        Dtype::BF16 => {
+            let pairs = tensor.data().as_chunks::<2>().0.iter();
+            Values::Bf16(pairs.map(|value| bf16::from_le_bytes(*value)).collect())
+        }
+        dtype => {
+            let values =
+                decode(name, dtype, tensor.data()).map_err(|_| AdapterError::ElementType {
+                    name: name.to_owned(),
+                    found: format!("{dtype:?}"),
+                })?;
+            Values::new(values)
+        }
+    };
+    if !values.are_finite() {
         return Err(AdapterError::NotFinite {
             name: name.to_owned(),
         });

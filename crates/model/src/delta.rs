@@ -1,7 +1,7 @@
 //! Low-rank deltas in training: their places among the trained parameters, and the lengths of adapted rows.
 
 use crate::error::ModelError;
-use crate::lora::{LoraConfig, LowRank, Projection};
+use crate::lora::{LoraConfig, LowRank, Projection, Values};
 use crate::parameters::Parameters;
 use std::ops::Range;
 use zerog_kernels::matmul::{self, Precision, Shape, Weight, Write};
@@ -95,8 +95,8 @@ impl DeltaPlaces {
         let pair = LowRank::new(
             lora.rank,
             lora.scale(),
-            values[self.a.clone()].to_vec(),
-            &values[self.b.clone()],
+            Values::new(values[self.a.clone()].to_vec()),
+            &Values::new(values[self.b.clone()].to_vec()),
         );
         match &self.magnitude {
             Some(place) => pair.with_magnitude(values[place.lengths.clone()].to_vec()),

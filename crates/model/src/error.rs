@@ -125,6 +125,22 @@ pub enum ModelError {
     /// A cache was made for another model.
     #[error("the key-value cache was made for another model shape")]
     CacheMismatch,
+    /// Every block of keys and values that a device has set aside is in use.
+    #[error("all {blocks} blocks of the device's key-value cache are in use")]
+    CacheFull {
+        /// How many there are.
+        blocks: usize,
+    },
+    /// The blocks of keys and values do not fit into the memory of a device.
+    #[error(
+        "{blocks} blocks of keys and values do not fit into the device's memory beside the weights; {fitting} do"
+    )]
+    CacheTooLarge {
+        /// How many were asked for.
+        blocks: usize,
+        /// How many fit.
+        fitting: usize,
+    },
     /// An adapter does not fit the base model.
     #[error("the adapter was made for another model shape")]
     AdapterMismatch,

@@ -21,10 +21,12 @@ use zerog_kernels::reduce::{add_assign, add_bias};
 
 /// Multiplications of a batch below which it is computed on the calling thread.
 const PARALLEL_WORK: usize = 1 << 24;
-/// Rows of a delta that are worth a piece of parallel work.
+/// Rows of a delta that are a piece of parallel work; fewer are divided by their outputs.
 const DELTA_ROWS: usize = 32;
 /// Inputs and outputs of all pieces together from which on deltas are computed in parallel.
 const PARALLEL_DELTA: usize = 4096;
+/// Multiplications of a product from which on deltas are begun beside it.
+const PARALLEL_PRODUCT: usize = 1 << 22;
 
 /// The part of one sequence in a batch.
 #[derive(Debug)]
@@ -75,9 +77,90 @@ impl InferenceScratch {
 }
 
 /// Rows of the batch that use one adapter.
-struct Group {
-    adapter: Arc<LoraAdapter>,
-    tokens: Range<usize>,
+pub(crate) struct Group {
+    pub(crate) adapter: Arc<LoraAdapter>,
+    pub(crate) tokens: Range<usize>,
+}
+
+/// How the tokens of all rows lie in the buffers of a step.
+pub(crate) struct Arrangement {
+    /// Numbers of the rows, those of one adapter together, so that its delta is one product.
+    pub(crate) order: Vec<usize>,
+    /// The tokens of each row.
+    pub(crate) spans: Vec<Range<usize>>,
+    /// Of each token in its sequence.
+    pub(crate) positions: Vec<u32>,
+    pub(crate) groups: Vec<Group>,
+}
+
+impl Arrangement {
+    pub(crate) fn of(rows: &[Row<'_>]) -> Self {
+        // The same rows lie in the same order in every run, wherever their adapters are in memory.
+        let first_user = |index: &usize| {
+            let adapter = rows[*index].adapter.as_ref()?;
+            let uses_it = |row: &Row<'_>| {
+                row.adapter
+                    .as_ref()
+                    .is_some_and(|it| Arc::ptr_eq(it, adapter))
+            };
+            rows.iter().position(uses_it)
+        };
+        let mut order: Vec<usize> = (0..rows.len()).collect();
+        order.sort_by_cached_key(first_user);
+        let mut groups: Vec<Group> = Vec::new();
+        let mut spans = vec![0..0; rows.len()];
+        let mut positions = Vec::new();
+        for &index in &order {
+            let row = &rows[index];
+            let span = positions.len()..positions.len() + row.tokens.len();
+            let seen = row.cache.len();
+            positions.extend(seen as u32..(seen + row.tokens.len()) as u32);
+            if let Some(adapter) = &row.adapter {
+                match groups
+                    .last_mut()
+                    .filter(|group| Arc::ptr_eq(&group.adapter, adapter))
+                {
+                    Some(group) => group.tokens.end = span.end,
+                    None => groups.push(Group {
+                        adapter: adapter.clone(),
+                        tokens: span.clone(),
+                    }),
+                }
+            }
+            spans[index] = span;
+        }
+        Self {
+            order,
+            spans,
+            positions,
+            groups,
+        }
+    }
+
+    /// For each row, the tokens whose logits are wanted.
+    pub(crate) fn wanted(&self, rows: &[Row<'_>]) -> Vec<Range<usize>> {
+        rows.iter()
+            .zip(&self.spans)
+            .map(|(row, span)| match row.wanted {
+                LogitsWanted::None => span.end..span.end,
+                LogitsWanted::Last => span.end - 1..span.end,
+                LogitsWanted::All => span.clone(),
+            })
+            .collect()
+    }
+}
+
+/// Where the logits of the `wanted` tokens of each row lie, one after the other.
+pub(crate) fn places_of(wanted: &[Range<usize>], vocabulary: usize) -> Vec<Range<usize>> {
+    let mut start = 0;
+    wanted
+        .iter()
+        .map(|range| {
+            let place = start..start + range.len() * vocabulary;
+            start = place.end;
+            place
+        })
+        .collect()
 }
 
 fn sized(buffer: &mut Vec<f32>, length: usize) -> &mut [f32] {
@@ -113,56 +196,42 @@ impl BaseModel {
         rows: &mut [Row<'_>],
         scratch: &mut InferenceScratch,
     ) -> Result<Vec<Range<usize>>, ModelError> {
-        let config = &self.config;
         for row in rows.iter() {
             self.check_row(row)?;
+            if row.cache.pool().device().is_some() {
+                return Err(ModelError::CacheMismatch);
+            }
         }
         if rows.is_empty() {
             return Ok(Vec::new());
         }
-        let tokens: usize = rows.iter().map(|row| row.tokens.len()).sum();
-        // Entering the thread pool once is cheaper than once for every operation; a few tokens of a small model
-        // need no second thread at all.
-        if tokens * config.parameter_count() < PARALLEL_WORK {
-            Ok(self.advance(rows, scratch))
-        } else {
-            Ok(rayon::scope(|_| self.advance(rows, scratch)))
+        for row in rows.iter_mut() {
+            row.cache.reserve(row.tokens.len())?;
         }
+        // Entering the thread pool once is cheaper than once for every operation.
+        if self.is_parallel(rows) {
+            Ok(rayon::scope(|_| self.advance(rows, scratch)))
+        } else {
+            Ok(self.advance(rows, scratch))
+        }
+    }
+
+    /// Whether a step is worth more than one thread: a few tokens of a small model are not.
+    pub(crate) fn is_parallel(&self, rows: &[Row<'_>]) -> bool {
+        let tokens: usize = rows.iter().map(|row| row.tokens.len()).sum();
+        tokens * self.config.parameter_count() >= PARALLEL_WORK
     }
 
     fn advance(&self, rows: &mut [Row<'_>], scratch: &mut InferenceScratch) -> Vec<Range<usize>> {
         let config = &self.config;
-        // Rows of one adapter lie together, so that its delta is one product.
-        let mut order: Vec<usize> = (0..rows.len()).collect();
-        order.sort_by_key(|index| {
-            rows[*index]
-                .adapter
-                .as_ref()
-                .map(|adapter| Arc::as_ptr(adapter) as usize)
-        });
-        let mut groups: Vec<Group> = Vec::new();
-        let mut spans = vec![0..0; rows.len()];
-        let mut positions = Vec::new();
-        for &index in &order {
-            let row = &rows[index];
-            let span = positions.len()..positions.len() + row.tokens.len();
-            let seen = row.cache.len();
-            positions.extend(seen as u32..(seen + row.tokens.len()) as u32);
-            if let Some(adapter) = &row.adapter {
-                match groups
-                    .last_mut()
-                    .filter(|group| Arc::ptr_eq(&group.adapter, adapter))
-                {
-                    Some(group) => group.tokens.end = span.end,
-                    None => groups.push(Group {
-                        adapter: adapter.clone(),
-                        tokens: span.clone(),
-                    }),
-                }
-            }
-            spans[index] = span;
-        }
-
+        let arrangement = Arrangement::of(rows);
+        let wanted = arrangement.wanted(rows);
+        let Arrangement {
+            order,
+            spans,
+            positions,
+            groups,
+        } = arrangement;
         let tokens = positions.len();
         let (hidden, epsilon) = (config.hidden_size, config.norm_epsilon);
         let InferenceScratch {
@@ -198,9 +267,6 @@ impl BaseModel {
             }
         }
 
-        for row in rows.iter_mut() {
-            row.cache.reserve(row.tokens.len());
-        }
         for index in 0..config.layers {
             let layer = &self.layers[index];
             let mut run = |projection: Projection, input: &[f32], output: &mut [f32]| {
@@ -243,10 +309,10 @@ impl BaseModel {
         for (row, span) in rows.iter_mut().zip(&spans) {
             row.cache.advance(span.len());
         }
-        self.head_logits(rows, &spans, x, y, logits)
+        self.head_logits(&wanted, x, y, logits)
     }
 
-    fn check_row(&self, row: &Row<'_>) -> Result<(), ModelError> {
+    pub(crate) fn check_row(&self, row: &Row<'_>) -> Result<(), ModelError> {
         let config = &self.config;
         if row.tokens.is_empty() {
             return Err(ModelError::EmptyBatch);
@@ -286,70 +352,82 @@ impl BaseModel {
         let (outputs, inputs) = self.config.projection_shape(projection);
         let weights = &self.layers[layer];
         let weight = weights.linears[projection.index()].weight();
-        forward_batch_invariant(
-            Shape {
-                rows: tokens,
-                outputs,
-                inputs,
-            },
-            x,
-            weight,
-            y,
-            Write::Replace,
-        );
         let bias = weights.biases[projection.index()].as_deref();
-        if let Some(bias) = bias {
-            add_bias(y, bias);
-        }
         // Pieces of rows with one adapter each; many small ones are computed side by side.
         let mut pieces = Vec::new();
-        let (mut rest, mut done) = (y, 0);
         for group in groups {
-            let Some(pair) = group.adapter.pair(layer, projection) else {
-                continue;
-            };
-            let tokens = &group.tokens;
+            if let Some(pair) = group.adapter.pair(layer, projection) {
+                let ends = group.tokens.clone().step_by(DELTA_ROWS);
+                pieces.extend(ends.map(|start| {
+                    let end = (start + DELTA_ROWS).min(group.tokens.end);
+                    (pair, start..end)
+                }));
+            }
+        }
+        let is_shared = pieces.len() > 1 && pieces.len() * (inputs + outputs) >= PARALLEL_DELTA;
+        let ranks = |(pair, tokens): &(&LowRank, Range<usize>)| pair.rank * tokens.len();
+        let mut rest = sized(low, pieces.iter().map(ranks).sum());
+        let mut lows = Vec::with_capacity(pieces.len());
+        for piece in pieces {
+            let (low, behind) = rest.split_at_mut(ranks(&piece));
+            rest = behind;
+            lows.push((piece, low));
+        }
+
+        let project = |((pair, tokens), low): &mut ((&LowRank, Range<usize>), &mut [f32])| {
+            pair.project(&x[tokens.start * inputs..tokens.end * inputs], low);
+        };
+        let mut project_all = || match is_shared {
+            true => lows.par_iter_mut().for_each(project),
+            false => lows.iter_mut().for_each(project),
+        };
+        let shape = Shape {
+            rows: tokens,
+            outputs,
+            inputs,
+        };
+        let product = |y: &mut [f32]| {
+            forward_batch_invariant(shape, x, weight, y, Write::Replace);
+            if let Some(bias) = bias {
+                add_bias(y, bias);
+            }
+        };
+        if groups.is_empty() || tokens * outputs * inputs < PARALLEL_PRODUCT {
+            product(y);
+            project_all();
+        } else {
+            // Small products leave no core without work beside a large one.
+            rayon::join(|| product(y), project_all);
+        }
+
+        let (mut rest, mut done) = (y, 0);
+        let mut deltas = Vec::with_capacity(lows.len());
+        for ((pair, tokens), low) in lows {
             let (_, behind) = rest.split_at_mut((tokens.start - done) * outputs);
             let (own, behind) = behind.split_at_mut(tokens.len() * outputs);
             (rest, done) = (behind, tokens.end);
-            let x = &x[tokens.start * inputs..tokens.end * inputs];
-            pieces.extend(
-                own.chunks_mut(DELTA_ROWS * outputs)
-                    .zip(x.chunks(DELTA_ROWS * inputs))
-                    .map(|(y, x)| (pair, x, y)),
-            );
+            deltas.push((pair, &*low, own));
         }
-        let adapt = |low: &mut Vec<f32>, (pair, x, y): (&LowRank, &[f32], &mut [f32])| {
-            pair.adapt(y.len() / outputs, x, y, (weight, bias), low);
+        let expand = |(pair, low, y): (&LowRank, &[f32], &mut [f32])| {
+            pair.expand(low, y, (weight, bias));
         };
-        if pieces.len() > 1 && pieces.len() * (inputs + outputs) >= PARALLEL_DELTA {
-            pieces.into_par_iter().for_each_init(Vec::new, adapt);
-        } else {
-            pieces.into_iter().for_each(|piece| adapt(low, piece));
+        match is_shared {
+            true => deltas.into_par_iter().for_each(expand),
+            false => deltas.into_iter().for_each(expand),
         }
     }
 
-    /// Logits of the wanted tokens, from the states `x` after the last layer, and the place of each row's.
+    /// Logits of the `wanted` tokens, from the states `x` after the last layer, and the place of each row's.
     fn head_logits(
         &self,
-        rows: &[Row<'_>],
-        spans: &[Range<usize>],
+        wanted: &[Range<usize>],
         x: &[f32],
         y: &mut [f32],
         logits: &mut Vec<f32>,
     ) -> Vec<Range<usize>> {
         let (hidden, vocabulary) = (self.config.hidden_size, self.config.vocabulary_size);
-        let wanted: Vec<Range<usize>> = rows
-            .iter()
-            .zip(spans)
-            .map(|(row, span)| match row.wanted {
-                LogitsWanted::None => span.end..span.end,
-                LogitsWanted::Last => span.end - 1..span.end,
-                LogitsWanted::All => span.clone(),
-            })
-            .collect();
         let mut count = 0;
-        for range in &wanted {
+        for range in wanted {
             let states = &x[range.start * hidden..range.end * hidden];
             let target = &mut y[count * hidden..(count + range.len()) * hidden];
             rms_norm(states, &self.final_norm, self.config.norm_epsilon, target);
@@ -368,14 +446,6 @@ impl BaseModel {
             logits,
             Write::Replace,
         );
-        let mut start = 0;
-        wanted
-            .iter()
-            .map(|range| {
-                let place = start..start + range.len() * vocabulary;
-                start = place.end;
-                place
-            })
-            .collect()
+        places_of(wanted, vocabulary)
     }
 }

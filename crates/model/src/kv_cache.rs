@@ -2,8 +2,11 @@
 //!
 //! A block holds [`BLOCK_TOKENS`] tokens of all layers. Blocks that are full never change, so any number of sequences
 //! with the same beginning may hold the same ones; a block that is written to while others hold it is copied first.
+//! What a block holds is numbers on the host, or a place in the memory of a device; all else is the same.
 
 use crate::config::ModelConfig;
+use crate::device::DeviceCache;
+use crate::error::ModelError;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use zerog_kernels::attention::Heads;
@@ -19,18 +22,44 @@ pub struct KvPool {
     layers: usize,
     heads: Heads,
     live: AtomicUsize,
-    spare: Mutex<Vec<Vec<f32>>>,
+    store: Store,
+}
+
+/// What blocks are made of.
+#[derive(Debug)]
+enum Store {
+    /// Numbers on the host; lists that nobody uses are kept for the next sequences.
+    Host(Mutex<Vec<Vec<f32>>>),
+    /// Places in memory that a device has set aside.
+    Device(DeviceCache),
 }
 
 impl KvPool {
-    /// A pool for caches of models of this shape.
+    /// A pool on the host for caches of models of this shape.
     pub fn new(config: &ModelConfig) -> Arc<Self> {
+        Self::of(config, Store::Host(Mutex::default()))
+    }
+
+    /// A pool of the blocks that a device has set aside for models of this shape.
+    pub(crate) fn on_device(config: &ModelConfig, cache: DeviceCache) -> Arc<Self> {
+        Self::of(config, Store::Device(cache))
+    }
+
+    fn of(config: &ModelConfig, store: Store) -> Arc<Self> {
         Arc::new(Self {
             layers: config.layers,
             heads: config.heads(),
             live: AtomicUsize::new(0),
-            spare: Mutex::default(),
+            store,
         })
+    }
+
+    /// The blocks on the device, if they are there.
+    pub(crate) fn device(&self) -> Option<&DeviceCache> {
+        match &self.store {
+            Store::Host(_) => None,
+            Store::Device(cache) => Some(cache),
+        }
     }
 
     /// Blocks that somebody holds.
@@ -39,49 +68,80 @@ impl KvPool {
     }
 
     /// A block that nobody else holds.
-    pub fn fresh_block(self: &Arc<Self>) -> Arc<KvBlock> {
-        Arc::new(self.block())
+    ///
+    /// # Errors
+    /// [`ModelError::CacheFull`] on a device. On the host there is always another one.
+    pub fn fresh_block(self: &Arc<Self>) -> Result<Arc<KvBlock>, ModelError> {
+        Ok(Arc::new(self.block()?))
     }
 
-    fn block(self: &Arc<Self>) -> KvBlock {
-        let spare = self
-            .spare
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop();
+    fn block(self: &Arc<Self>) -> Result<KvBlock, ModelError> {
+        let content = match &self.store {
+            Store::Host(spare) => {
+                let spare = spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
+                let elements = self.layers * block_elements(self.heads);
+                Content::Host(spare.unwrap_or_else(|| vec![0.0; elements]))
+            }
+            Store::Device(cache) => Content::Device(cache.take().ok_or(ModelError::CacheFull {
+                blocks: cache.blocks(),
+            })?),
+        };
         self.live.fetch_add(1, Ordering::Relaxed);
-        KvBlock {
-            values: spare.unwrap_or_else(|| vec![0.0; self.layers * block_elements(self.heads)]),
+        Ok(KvBlock {
+            content,
             pool: Arc::clone(self),
-        }
+        })
     }
 }
 
 /// Keys and values of [`BLOCK_TOKENS`] tokens in all layers.
 #[derive(Debug)]
 pub struct KvBlock {
-    values: Vec<f32>,
+    content: Content,
     pool: Arc<KvPool>,
 }
 
+#[derive(Debug)]
+enum Content {
+    /// The numbers.
+    Host(Vec<f32>),
+    /// The number of the block on the device of its pool.
+    Device(u32),
+}
+
 impl KvBlock {
-    fn copied(&self) -> Self {
-        let mut copy = self.pool.block();
-        copy.values.copy_from_slice(&self.values);
-        copy
+    fn copied(&self) -> Result<Self, ModelError> {
+        let mut copy = self.pool.block()?;
+        match (&self.content, &mut copy.content, &self.pool.store) {
+            (Content::Host(values), Content::Host(copy), _) => copy.copy_from_slice(values),
+            (Content::Device(from), Content::Device(to), Store::Device(cache)) => {
+                cache.copy(*from, *to)?;
+            }
+            _ => unreachable!("blocks of a pool are where the pool is"),
+        }
+        Ok(copy)
+    }
+
+    fn values(&self) -> &[f32] {
+        match &self.content {
+            Content::Host(values) => values,
+            Content::Device(_) => unreachable!("caches are checked before a pass"),
+        }
     }
 }
 
 impl Drop for KvBlock {
     fn drop(&mut self) {
         self.pool.live.fetch_sub(1, Ordering::Relaxed);
-        let mut spare = self
-            .pool
-            .spare
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if spare.len() < SPARE_BLOCKS {
-            spare.push(std::mem::take(&mut self.values));
+        match (&mut self.content, &self.pool.store) {
+            (Content::Host(values), Store::Host(spare)) => {
+                let mut spare = spare.lock().unwrap_or_else(PoisonError::into_inner);
+                if spare.len() < SPARE_BLOCKS {
+                    spare.push(std::mem::take(values));
+                }
+            }
+            (Content::Device(block), Store::Device(cache)) => cache.give_back(*block),
+            _ => unreachable!("blocks of a pool are where the pool is"),
         }
     }
 }
@@ -163,8 +223,8 @@ impl KvCache {
 
     /// Bytes of the blocks of this cache, shared ones included.
     pub fn bytes(&self) -> usize {
-        let elements: usize = self.blocks.iter().map(|block| block.values.len()).sum();
-        elements * size_of::<f32>()
+        let elements = self.pool.layers * block_elements(self.pool.heads);
+        self.blocks.len() * elements * size_of::<f32>()
     }
 
     /// Bytes that a token takes in a cache of `config`.
@@ -176,20 +236,29 @@ impl KvCache {
         self.pool.layers == config.layers && self.pool.heads == config.heads()
     }
 
+    /// Where the blocks come from.
+    pub(crate) fn pool(&self) -> &Arc<KvPool> {
+        &self.pool
+    }
+
     /// Makes room for `tokens` more tokens that nobody else sees; [`KvCache::append`] for every layer and
     /// [`KvCache::advance`] follow.
-    pub(crate) fn reserve(&mut self, tokens: usize) {
+    ///
+    /// # Errors
+    /// [`ModelError::CacheFull`] and [`ModelError::Device`] on a device; the tokens in the cache are still there.
+    pub(crate) fn reserve(&mut self, tokens: usize) -> Result<(), ModelError> {
         if tokens > 0
             && !self.length.is_multiple_of(BLOCK_TOKENS)
             && let Some(last) = self.blocks.get_mut(self.length / BLOCK_TOKENS)
             && Arc::get_mut(last).is_none()
         {
-            *last = Arc::new(last.copied());
+            *last = Arc::new(last.copied()?);
         }
         let needed = (self.length + tokens).div_ceil(BLOCK_TOKENS);
         while self.blocks.len() < needed {
-            self.blocks.push(self.pool.fresh_block());
+            self.blocks.push(self.pool.fresh_block()?);
         }
+        Ok(())
     }
 
     /// Writes rows `(tokens, key_width)` of one layer behind the tokens that are there.
@@ -201,7 +270,10 @@ impl KvCache {
         for (position, (keys, values)) in (self.length..).zip(rows) {
             let block = Arc::get_mut(&mut self.blocks[position / BLOCK_TOKENS])
                 .expect("room was made in blocks that nobody else holds");
-            let part = &mut block.values[layer * elements..(layer + 1) * elements];
+            let Content::Host(content) = &mut block.content else {
+                unreachable!("caches are checked before a pass")
+            };
+            let part = &mut content[layer * elements..(layer + 1) * elements];
             store(heads, part, position % BLOCK_TOKENS, keys, values);
         }
     }
@@ -212,8 +284,18 @@ impl KvCache {
         let range = layer * elements..(layer + 1) * elements;
         self.blocks
             .iter()
-            .map(|block| &block.values[range.clone()])
+            .map(|block| &block.values()[range.clone()])
             .collect()
+    }
+
+    /// The numbers of the blocks on the device of the pool.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn device_blocks(&self) -> Vec<u32> {
+        let number = |block: &Arc<KvBlock>| match block.content {
+            Content::Device(number) => number,
+            Content::Host(_) => unreachable!("caches are checked before a pass"),
+        };
+        self.blocks.iter().map(number).collect()
     }
 
     pub(crate) fn advance(&mut self, tokens: usize) {

@@ -4,7 +4,7 @@
 //! - training: [`TrainableModel`] computes gradients of packed batches and updates either the low-rank
 //!   matrices of an adapter on a frozen base, or every parameter of a small model;
 //! - serving: [`BaseModel::forward`] advances many sequences at once, each with its own cache and its own
-//!   adapter.
+//!   adapter; [`Serving`] does so on the processor or on a device.
 //!
 //! What a batch contains, when to step and where files go is decided by the callers.
 
@@ -31,6 +31,8 @@ mod parameters;
 mod registry;
 mod rope_scaling;
 mod sampling;
+mod serving;
+mod step_threads;
 mod trainable;
 mod training;
 mod weights;
@@ -55,6 +57,7 @@ pub use rope_scaling::{RopeScaling, RopeSettings};
 pub use sampling::{
     Sampled, Sampler, SamplingParams, log_probabilities, log_probability, top_log_probabilities,
 };
+pub use serving::{Serving, ServingSizes};
 pub use trainable::{ClippedScale, Trainable, UpdateOptions};
 pub use training::{AdapterUse, StepLoss, StepOptions, TrainableModel};
 #[cfg(feature = "cuda")]

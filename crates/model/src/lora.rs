@@ -180,17 +180,44 @@ pub(crate) struct LowRank {
 
 /// Numbers of an adapter: as bf16 where that is exact, which halves what a batch of many adapters reads.
 #[derive(Clone, Debug, PartialEq)]
-enum Values {
+pub(crate) enum Values {
     F32(Vec<f32>),
     Bf16(Vec<bf16>),
 }
 
 impl Values {
-    fn new(values: Vec<f32>) -> Self {
+    pub(crate) fn new(values: Vec<f32>) -> Self {
         if values.iter().all(|value| value.to_bits() & 0xffff == 0) {
             return Self::Bf16(values.into_iter().map(bf16::from_f32).collect());
         }
         Self::F32(values)
+    }
+
+    pub(crate) fn are_finite(&self) -> bool {
+        // Without stopping at the first, which is many times faster.
+        match self {
+            Self::F32(values) => values
+                .iter()
+                .fold(true, |all, value| all & value.is_finite()),
+            Self::Bf16(values) => values
+                .iter()
+                .fold(true, |all, value| all & value.is_finite()),
+        }
+    }
+
+    pub(crate) fn are_zero(&self) -> bool {
+        match self {
+            Self::F32(values) => values.iter().all(|value| *value == 0.0),
+            Self::Bf16(values) => values.iter().all(|value| value.to_bits() << 1 == 0),
+        }
+    }
+
+    /// A matrix with `columns`, turned.
+    fn transposed(&self, columns: usize) -> Self {
+        match self {
+            Self::F32(values) => Self::F32(transposed(values, columns)),
+            Self::Bf16(values) => Self::Bf16(transposed(values, columns)),
+        }
     }
 
     fn weight(&self) -> Weight<'_> {
@@ -211,11 +238,20 @@ impl Values {
         }
     }
 
-    fn to_f32(&self) -> Vec<f32> {
+    pub(crate) fn to_f32(&self) -> Vec<f32> {
         let mut values = vec![0.0; self.len()];
         self.weight().copy_row(0, self.len(), &mut values);
         values
     }
+}
+
+/// A matrix with `columns`, turned.
+fn transposed<E: Copy>(values: &[E], columns: usize) -> Vec<E> {
+    let mut turned = Vec::with_capacity(values.len());
+    for column in 0..columns {
+        turned.extend(values.chunks_exact(columns).map(|row| row[column]));
+    }
+    turned
 }
 
 /// The trained lengths `m` of rows, and `m / |W + s·B·A|` once the base weight is known.
@@ -234,19 +270,12 @@ impl PartialEq for Magnitude {
 
 impl LowRank {
     /// From `A (rank, inputs)` and `B (outputs, rank)`.
-    pub(crate) fn new(rank: usize, scale: f32, a: Vec<f32>, b: &[f32]) -> Self {
-        let outputs = b.len() / rank;
-        let mut b_transposed = vec![0.0; b.len()];
-        for output in 0..outputs {
-            for index in 0..rank {
-                b_transposed[index * outputs + output] = b[output * rank + index];
-            }
-        }
+    pub(crate) fn new(rank: usize, scale: f32, a: Values, b: &Values) -> Self {
         Self {
             rank,
             scale,
-            a: Values::new(a),
-            b_transposed: Values::new(b_transposed),
+            a,
+            b_transposed: b.transposed(rank),
             magnitude: None,
         }
     }
@@ -269,7 +298,7 @@ impl LowRank {
 
     /// What the rows of `W + s·B·A` are multiplied by. The first call fixes the base weight: an adapter is loaded
     /// for one base model.
-    fn factors(&self, weight: Weight<'_>) -> Option<&[f32]> {
+    pub(crate) fn factors(&self, weight: Weight<'_>) -> Option<&[f32]> {
         let magnitude = self.magnitude.as_ref()?;
         let factors = magnitude.factors.get_or_init(|| {
             let squares = row_squares(weight, self.inputs());
@@ -283,6 +312,12 @@ impl LowRank {
                 .collect()
         });
         Some(factors)
+    }
+
+    /// `A (rank, inputs)` and `B` transposed, `(rank, outputs)`, as they are stored.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn matrices(&self) -> [Weight<'_>; 2] {
+        [self.a.weight(), self.b_transposed.weight()]
     }
 
     /// Columns of `A`.
@@ -307,14 +342,7 @@ impl LowRank {
 
     /// `B (outputs, rank)`.
     pub(crate) fn b(&self) -> Vec<f32> {
-        let (outputs, transposed) = (self.outputs(), self.b_transposed.to_f32());
-        let mut b = vec![0.0; transposed.len()];
-        for output in 0..outputs {
-            for index in 0..self.rank {
-                b[output * self.rank + index] = transposed[index * outputs + output];
-            }
-        }
-        b
+        transposed(&self.b_transposed.to_f32(), self.outputs())
     }
 
     /// Turns `merged`, a copy of the base `weight (outputs, inputs)`, into the adapted weight.
@@ -335,16 +363,25 @@ impl LowRank {
         }
     }
 
-    /// Turns `y (rows, outputs) = x·Wᵀ + b` into the adapted output; every row is computed by itself.
-    pub(crate) fn adapt(
+    /// The first half of the delta: `low (rows, rank) = s·x·Aᵀ`; every row is computed by itself.
+    pub(crate) fn project(&self, x: &[f32], low: &mut [f32]) {
+        let shape = Shape {
+            rows: low.len() / self.rank,
+            outputs: self.rank,
+            inputs: self.inputs(),
+        };
+        forward_batch_invariant(shape, x, self.a.weight(), low, Write::Replace);
+        low.iter_mut().for_each(|value| *value *= self.scale);
+    }
+
+    /// Turns `y (rows, outputs) = x·Wᵀ + b` into the adapted output with what [`LowRank::project`] gave.
+    pub(crate) fn expand(
         &self,
-        rows: usize,
-        x: &[f32],
+        low: &[f32],
         y: &mut [f32],
         (weight, bias): (Weight<'_>, Option<&[f32]>),
-        scratch: &mut Vec<f32>,
     ) {
-        self.add_delta(rows, x, y, scratch);
+        add_low_rank(self.outputs(), low, self.b_transposed.weight(), y);
         let Some(factors) = self.factors(weight) else {
             return;
         };
@@ -362,20 +399,6 @@ impl LowRank {
                     .for_each(|((y, factor), bias)| *y = (*y - bias) * factor + bias),
             }
         }
-    }
-
-    /// Adds the delta of `x (rows, inputs)` to `y (rows, outputs)`.
-    fn add_delta(&self, rows: usize, x: &[f32], y: &mut [f32], scratch: &mut Vec<f32>) {
-        scratch.clear();
-        scratch.resize(rows * self.rank, 0.0);
-        let shape = Shape {
-            rows,
-            outputs: self.rank,
-            inputs: self.inputs(),
-        };
-        forward_batch_invariant(shape, x, self.a.weight(), scratch, Write::Replace);
-        scratch.iter_mut().for_each(|value| *value *= self.scale);
-        add_low_rank(self.outputs(), scratch, self.b_transposed.weight(), y);
     }
 }
 

@@ -220,8 +220,12 @@ pub struct InferenceConfig {
     pub max_running: usize,
     /// Most requests that wait.
     pub max_waiting: usize,
+    /// Most tokens of all running requests and remembered beginnings whose keys and values are in memory.
+    pub max_cached_tokens: usize,
     /// Whether weights are rounded when they are loaded; `None` = they are used as they are in the files.
     pub quantize: Option<Quantization>,
+    /// Where the built-in engine computes.
+    pub device: Device,
     /// A server that computes instead of the built-in engine.
     pub external: Option<ExternalConfig>,
 }
@@ -441,9 +445,49 @@ impl InferenceConfig {
             max_adapter_disk_bytes: 100 << 30,
             max_running: 8,
             max_waiting: 64,
+            max_cached_tokens: 32_768,
             quantize: None,
+            device: Device::Cpu,
             external: None,
         }
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let refuse = |key, problem: &str| {
+            Err(ConfigError::Value {
+                key,
+                problem: problem.into(),
+            })
+        };
+        if self.max_cached_tokens == 0 {
+            return refuse(
+                "inference.max_cached_tokens",
+                "at least one token has to fit",
+            );
+        }
+        if self.quantize.is_some() && self.device != Device::Cpu {
+            return refuse(
+                "inference.quantize",
+                "leave it out with a device: weights that are rounded to 8 bits are served on the processor only",
+            );
+        }
+        let Some(external) = &self.external else {
+            return Ok(());
+        };
+        external.check()?;
+        if self.quantize.is_some() {
+            return refuse(
+                "inference.quantize",
+                "leave it out with inference.external: the server rounds weights itself, if it is told to",
+            );
+        }
+        if self.device != Device::Cpu {
+            return refuse(
+                "inference.device",
+                "leave it out with inference.external: the server has its own",
+            );
+        }
+        Ok(())
     }
 }
 
@@ -581,22 +625,8 @@ impl Config {
                 format!("there is no [[models]] entry named {}", inference.model),
             );
         }
-        if let Some(external) = self
-            .inference
-            .as_ref()
-            .and_then(|inference| inference.external.as_ref())
-        {
-            external.check()?;
-            if self
-                .inference
-                .as_ref()
-                .is_some_and(|role| role.quantize.is_some())
-            {
-                return refuse(
-                    "inference.quantize",
-                    "leave it out with inference.external: the server rounds weights itself, if it is told to".into(),
-                );
-            }
+        if let Some(inference) = &self.inference {
+            inference.check()?;
         }
         if self
             .server
@@ -766,6 +796,7 @@ struct FileInference {
     max_adapter_disk_gib: Option<u64>,
     max_running: Option<usize>,
     max_waiting: Option<usize>,
+    max_cached_tokens: Option<usize>,
     quantize: Option<Quantization>,
     device: Option<String>,
     external: Option<FileExternal>,
@@ -1086,12 +1117,6 @@ impl FileFineTuning {
 
 impl FileInference {
     fn into_config(self) -> Result<InferenceConfig, ConfigError> {
-        if device("inference.device", self.device.as_deref())? != Device::Cpu {
-            return Err(ConfigError::Value {
-                key: "inference.device",
-                problem: "the engine serves on the processor; leave it out, or let a vLLM or SGLang server on the GPU compute (inference.external)".into(),
-            });
-        }
         let default = InferenceConfig::serving(&self.model);
         Ok(InferenceConfig {
             input_price: neuron_or(
@@ -1130,7 +1155,9 @@ impl FileInference {
                 .saturating_mul(1 << 30),
             max_running: self.max_running.unwrap_or(default.max_running).max(1),
             max_waiting: self.max_waiting.unwrap_or(default.max_waiting),
+            max_cached_tokens: self.max_cached_tokens.unwrap_or(default.max_cached_tokens),
             quantize: self.quantize,
+            device: device("inference.device", self.device.as_deref())?,
             external: self.external.map(FileExternal::into_config).transpose()?,
             model: self.model,
         })
@@ -1286,7 +1313,7 @@ mod tests {
     }
 
     #[test]
-    fn training_may_run_on_a_device_and_serving_may_not() {
+    fn training_and_serving_may_run_on_a_device() {
         let trains_on = |device: &str| {
             Config::check_text(&format!(
                 "{SMALLEST}\n[fine_tuning.trainer]\ndevice = \"{device}\""
@@ -1305,8 +1332,20 @@ mod tests {
             ))
         };
         serves_on("cpu").unwrap();
-        let refused = serves_on("cuda").unwrap_err().to_string();
-        assert!(refused.contains("inference.external"), "{refused}");
+        serves_on("cuda").unwrap();
+        let refused = serves_on("gpu").unwrap_err().to_string();
+        assert!(refused.contains("inference.device"), "{refused}");
+        let rounded = serves_on("cuda:0\"\nquantize = \"int8").unwrap_err();
+        assert!(rounded.to_string().contains("processor only"), "{rounded}");
+        let external =
+            "[inference.external]\nkind = \"vllm\"\nurl = \"http://a\"\nadapter_dir = \"/a";
+        let both = serves_on(&format!("cuda:0\"\n{external}")).unwrap_err();
+        assert!(both.to_string().contains("inference.device"), "{both}");
+        let none = serves_on(
+            "cpu\"\nmax_cached_tokens = 0\nfine_tuning_provider = \"0x0000000000000000000000000000000000000001",
+        );
+        let none = none.unwrap_err().to_string();
+        assert!(none.contains("inference.max_cached_tokens"), "{none}");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use zerog_chain::inference::{Account, Service};
 use zerog_chain::{ChainClient, ChainError};
 use zerog_inference::{AdapterPin, EngineConfig, EngineHandle, engine};
-use zerog_model::BaseModel;
+use zerog_model::{BaseModel, Device, ModelError, Placement};
 use zerog_protocol::FileKey;
 use zerog_protocol::ids::{adapter_name, canonical_adapter_name};
 use zerog_protocol::inference_api::ResponseSignature;
@@ -54,9 +54,12 @@ pub enum EngineStartError {
     /// The configured server cannot be used.
     #[error("the external engine cannot be used: {0}")]
     External(String),
-    /// The engine thread cannot be started.
-    #[error("the engine thread cannot be started: {0}")]
-    Thread(#[from] std::io::Error),
+    /// The weights cannot be put on the configured device.
+    #[error("inference.device: {0}")]
+    Device(ModelError),
+    /// The engine cannot be started where the weights are.
+    #[error("inference: {0}")]
+    Engine(#[from] zerog_inference::StartError),
 }
 
 /// What computes.
@@ -183,6 +186,7 @@ impl InferenceRole {
         let sizes = EngineConfig {
             max_running: config.max_running,
             max_waiting: config.max_waiting,
+            max_cached_tokens: config.max_cached_tokens,
             ..EngineConfig::default()
         };
         let max_tokens = entry
@@ -193,7 +197,11 @@ impl InferenceRole {
                 ExternalEngine::open(external, &config.model, model, tokenizer)
                     .map_err(EngineStartError::External)?,
             )),
-            None => Engine::BuiltIn(engine::start(model, tokenizer, sizes)?),
+            None => {
+                let placement =
+                    Placement::new(&model, config.device).map_err(EngineStartError::Device)?;
+                Engine::BuiltIn(engine::start_on(&placement, model, tokenizer, sizes)?)
+            }
         };
         Ok(Self {
             base_names: catalogue.names_of_same_weights(&config.model),
@@ -210,7 +218,7 @@ impl InferenceRole {
         })
     }
 
-    /// Names this program and base weights; a canary that passed once need not run again for them.
+    /// Names this program, base weights and kind of device; a canary that passed once need not run again for them.
     #[must_use]
     pub(crate) fn build(&self) -> String {
         let program = std::env::current_exe()
@@ -221,8 +229,12 @@ impl InferenceRole {
             Some(Quantization::Int8) => "/int8",
             None => "",
         };
+        let device = match self.config.device {
+            Device::Cpu => "",
+            Device::Cuda(_) => "/cuda",
+        };
         format!(
-            "{}/{program}/{}{rounding}",
+            "{}/{program}/{}{rounding}{device}",
             env!("CARGO_PKG_VERSION"),
             self.base_sha256
         )

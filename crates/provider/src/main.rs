@@ -60,6 +60,9 @@ struct ServeLocal {
     /// Round weights at load: int8 takes half the memory of bf16 and answers almost the same.
     #[arg(long, value_name = "int8")]
     quantize: Option<zerog_provider::config::Quantization>,
+    /// Where to compute: cpu, or cuda:0 for the first NVIDIA GPU in a program built with --features cuda.
+    #[arg(long, default_value = "cpu")]
+    device: zerog_model::Device,
     /// Address to listen on.
     #[arg(long, default_value = "127.0.0.1")]
     host: std::net::IpAddr,
@@ -197,6 +200,7 @@ async fn serve_local(options: ServeLocal) -> anyhow::Result<()> {
         name: options.name,
         adapters: options.adapters,
         quantize: options.quantize,
+        device: options.device,
         listen: (options.host, options.port).into(),
         max_running: options.max_running,
         max_waiting: options.max_waiting,

@@ -7,9 +7,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::net::TcpListener;
 use zerog_inference::{
-    EngineConfig, EngineHandle, LoadError, PackageSource, Served, Trust, engine, router,
+    EngineConfig, EngineHandle, LoadError, PackageSource, Served, StartError, Trust, engine, router,
 };
-use zerog_model::{BaseModel, ModelError};
+use zerog_model::{BaseModel, Device, ModelError, Placement};
 use zerog_tokenization::{Tokenizer, TokenizerError};
 
 use crate::config::Quantization;
@@ -25,6 +25,8 @@ pub struct LocalOptions {
     pub adapters: Vec<(String, PathBuf)>,
     /// Whether weights are rounded when they are loaded.
     pub quantize: Option<Quantization>,
+    /// Where the engine computes.
+    pub device: Device,
     /// Address to listen on; port 0 takes a free one.
     pub listen: SocketAddr,
     /// Most answers that are computed together.
@@ -63,7 +65,13 @@ pub enum LocalError {
     /// Two things have one name.
     #[error("the name {0} is given twice")]
     Name(String),
-    /// The address cannot be listened on, or the engine's thread not started.
+    /// The weights cannot be put on the device.
+    #[error("--device: {0}")]
+    Device(ModelError),
+    /// The engine cannot be started where the weights are.
+    #[error("{0}; tokens of --max-context times --max-running are cached")]
+    Engine(#[from] StartError),
+    /// The address cannot be listened on.
     #[error("cannot serve on {address}: {source}; choose another port with --port")]
     Listen {
         /// As asked for.
@@ -97,6 +105,7 @@ impl LocalServer {
             .map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
         let (folder, quantize) = (options.model.clone(), options.quantize);
+        let device = options.device;
         let loaded = tokio::task::spawn_blocking(move || {
             let model = BaseModel::load(&folder).map_err(|source| LocalError::Model {
                 folder: folder.clone(),
@@ -106,10 +115,12 @@ impl LocalServer {
                 Some(Quantization::Int8) => model.quantized(),
                 None => model,
             };
-            Ok::<_, LocalError>((model, Tokenizer::from_dir(&folder)?))
+            let tokenizer = Tokenizer::from_dir(&folder)?;
+            let placement = Placement::new(&model, device).map_err(LocalError::Device)?;
+            Ok::<_, LocalError>((model, placement, tokenizer))
         })
         .await;
-        let (model, tokenizer) =
+        let (model, placement, tokenizer) =
             loaded.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
         let sizes = EngineConfig {
             max_running: options.max_running,
@@ -119,7 +130,7 @@ impl LocalServer {
             max_adapters: options.adapters.len().max(1),
             ..EngineConfig::default()
         };
-        let engine = engine::start(model, Arc::new(tokenizer), sizes).map_err(listen_error)?;
+        let engine = engine::start_on(&placement, model, Arc::new(tokenizer), sizes)?;
         let base_name = options.name.unwrap_or_else(|| folder_name(&options.model));
         let mut names = vec![base_name];
         for (name, folder) in options.adapters {
@@ -199,4 +210,43 @@ fn folder_name(folder: &std::path::Path) -> String {
         || "model".into(),
         |name| name.to_string_lossy().into_owned(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zerog_model::DeviceError;
+
+    /// Without code for the device, or without the driver. A machine with a GPU has both.
+    #[tokio::test]
+    async fn a_device_that_cannot_be_used_is_an_error_that_says_what_to_do() {
+        let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/tiny-qwen");
+        let started = LocalServer::start(LocalOptions {
+            model: fixture.into(),
+            name: None,
+            adapters: Vec::new(),
+            quantize: None,
+            device: Device::Cuda(0),
+            listen: ([127, 0, 0, 1], 0).into(),
+            max_running: 1,
+            max_waiting: 1,
+            max_context_tokens: 64,
+        })
+        .await;
+        let is_built = cfg!(feature = "cuda");
+        let Err(error) = started else {
+            assert!(is_built);
+            return;
+        };
+        let text = error.to_string();
+        match error {
+            LocalError::Device(ModelError::Device(DeviceError::NotBuilt { .. })) => {
+                assert!(!is_built && text.contains("--features cuda"), "{text}");
+            }
+            LocalError::Device(ModelError::Device(
+                DeviceError::LibraryMissing { .. } | DeviceError::NoDevice { .. },
+            )) => assert!(is_built && text.contains("\"cpu\""), "{text}"),
+            _ => panic!("{text}"),
+        }
+    }
 }

@@ -5,6 +5,11 @@
 
 mod adapters;
 mod broken_adapters;
+#[cfg(feature = "cuda")]
+mod cuda_serving;
+#[cfg(feature = "cuda")]
+#[path = "../../../kernels/tests/emulator/mod.rs"]
+mod emulator;
 mod engine;
 mod memory;
 mod parameters;

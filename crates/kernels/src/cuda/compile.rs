@@ -7,11 +7,12 @@ use std::ffi::{CString, c_char, c_int, c_void};
 use std::ptr::{null, null_mut};
 
 /// The kernels in CUDA C, in the order in which they need each other.
-const SOURCES: [&str; 4] = [
+const SOURCES: [&str; 5] = [
     include_str!("source/common.cu"),
     include_str!("source/elementwise.cu"),
     include_str!("source/rows.cu"),
     include_str!("source/attention.cu"),
+    include_str!("source/serving.cu"),
 ];
 
 /// The oldest compute capability that is supported, for which every release of NVRTC makes intermediate code.

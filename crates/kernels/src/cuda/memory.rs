@@ -24,6 +24,7 @@ impl Element for bf16 {
 
 impl Element for f64 {}
 impl Element for u32 {}
+impl Element for u64 {}
 
 /// Memory of a device; given back when it is dropped.
 pub struct Buffer<T> {

@@ -8,10 +8,12 @@ mod compile;
 mod libraries;
 mod memory;
 mod operations;
+mod serving;
 mod session;
 
 pub use compile::check_source;
 pub use libraries::Libraries;
 pub use memory::{Buffer, Element, Part, PartMut};
 pub use operations::{Attended, DeviceRope, Table, Tiles};
+pub use serving::{CacheBlocks, Delta, DeltaRoom, Deltas, PagedRow, PagedRows};
 pub use session::{Cuda, Operand};

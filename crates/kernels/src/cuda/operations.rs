@@ -12,14 +12,14 @@ use crate::noise::NoiseKey;
 use crate::rope::RopeTable;
 use half::bf16;
 
-type Outcome = Result<(), DeviceError>;
+pub(super) type Outcome = Result<(), DeviceError>;
 
 /// Threads of a block that treats elements or a row.
-const THREADS: u32 = 256;
+pub(super) const THREADS: u32 = 256;
 /// Blocks of a launch over elements; each thread takes several where there are more.
 const MOST_BLOCKS: usize = 1 << 14;
 /// Threads of a block of attention, see `attention.cu`.
-const ATTENTION_THREADS: u32 = 256;
+pub(super) const ATTENTION_THREADS: u32 = 256;
 /// Largest head that the attention kernels hold.
 const LARGEST_HEAD: usize = 256;
 
@@ -66,24 +66,24 @@ pub struct Attended<'a> {
     pub log_sums: Part<'a, f32>,
 }
 
-fn address<'a, T: Element + 'a>(part: impl Into<Part<'a, T>>) -> Argument {
+pub(super) fn address<'a, T: Element + 'a>(part: impl Into<Part<'a, T>>) -> Argument {
     Argument::Address(part.into().address())
 }
 
-fn target<T: Element>(part: &PartMut<'_, T>) -> Argument {
+pub(super) fn target<T: Element>(part: &PartMut<'_, T>) -> Argument {
     Argument::Address(part.address())
 }
 
-fn small(value: usize) -> Argument {
+pub(super) fn small(value: usize) -> Argument {
     Argument::U32(u32::try_from(value).expect("numbers of rows and columns fit 32 bits"))
 }
 
-fn large(value: usize) -> Argument {
+pub(super) fn large(value: usize) -> Argument {
     Argument::U64(value as u64)
 }
 
 /// A launch over `count` elements.
-fn over_elements(count: usize) -> Grid {
+pub(super) fn over_elements(count: usize) -> Grid {
     let blocks = count.div_ceil(THREADS as usize).min(MOST_BLOCKS);
     Grid {
         blocks: (blocks as u32, 1),
@@ -93,7 +93,7 @@ fn over_elements(count: usize) -> Grid {
 }
 
 /// A launch with a block for each of `count` rows of `width`.
-fn over_rows(count: usize, width: usize) -> Grid {
+pub(super) fn over_rows(count: usize, width: usize) -> Grid {
     let threads = width.next_power_of_two().clamp(32, THREADS as usize);
     Grid {
         blocks: (u32::try_from(count).expect("rows fit 32 bits"), 1),
@@ -102,20 +102,27 @@ fn over_rows(count: usize, width: usize) -> Grid {
     }
 }
 
+/// # Errors
+/// [`DeviceError::Unsupported`] for heads that the attention kernels do not hold.
+pub(super) fn check_heads(heads: Heads) -> Outcome {
+    if heads.size > LARGEST_HEAD {
+        return Err(DeviceError::Unsupported {
+            what: format!(
+                "attention with heads of {} elements (at most {LARGEST_HEAD})",
+                heads.size
+            ),
+        });
+    }
+    Ok(())
+}
+
 impl Tiles {
     /// Tiles for attention of `heads` over `segments`, which are lengths of sequences in order.
     ///
     /// # Errors
     /// [`DeviceError::Unsupported`] for heads of more than 256 elements; as [`Cuda::allocate`].
     pub fn new(cuda: &Cuda, heads: Heads, segments: &[usize]) -> Result<Self, DeviceError> {
-        if heads.size > LARGEST_HEAD {
-            return Err(DeviceError::Unsupported {
-                what: format!(
-                    "attention with heads of {} elements (at most {LARGEST_HEAD})",
-                    heads.size
-                ),
-            });
-        }
+        check_heads(heads)?;
         // Larger heads get smaller tiles, so that both fit into shared memory and a thread holds eight elements.
         let rows = match heads.size {
             0..=64 => 32,

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::fmt;
+use std::ops::Range;
 use std::ptr::{null, null_mut};
 use std::sync::Arc;
 
@@ -478,6 +479,32 @@ impl Cuda {
                 source.len() * size_of::<T>(),
                 null_mut(),
             )
+        };
+        driver.check("cuMemcpyDtoDAsync", status)
+    }
+
+    /// Copies the elements `source` of a buffer to those from `target` on.
+    ///
+    /// # Errors
+    /// [`DeviceError::Call`].
+    ///
+    /// # Panics
+    /// If one of the two is not inside, or if they overlap.
+    pub fn copy_within<T: Element>(
+        &self,
+        buffer: &mut Buffer<T>,
+        source: Range<usize>,
+        target: usize,
+    ) -> Result<(), DeviceError> {
+        let length = source.len();
+        assert!(source.end <= target || target + length <= source.start);
+        let source = buffer.part(source).address();
+        let target = buffer.part_mut(target..target + length).address();
+        self.0.context.enter()?;
+        let driver = &self.0.context.driver;
+        // SAFETY: both places are inside the buffer, have the length and do not overlap.
+        let status = unsafe {
+            (driver.cuMemcpyDtoDAsync_v2)(target, source, length * size_of::<T>(), null_mut())
         };
         driver.check("cuMemcpyDtoDAsync", status)
     }

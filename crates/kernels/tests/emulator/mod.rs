@@ -67,6 +67,20 @@ pub(crate) fn folder(target: &str, order: Order) -> PathBuf {
     folder
 }
 
+/// A folder as [`folder`], whose device has memory that no other test takes from. `name` is that of the test.
+#[allow(dead_code)] // Not every test program needs it.
+pub(crate) fn folder_of_one_test(target: &str, name: &str) -> PathBuf {
+    let shared = folder(target, Order::Forward);
+    let own = Path::new(target).join(format!("emulator-{name}"));
+    fs::create_dir_all(&own).unwrap();
+    for (library, _) in LIBRARIES {
+        // Removed first: the system may still have the old file mapped.
+        let _ = fs::remove_file(own.join(library));
+        fs::copy(shared.join(library), own.join(library)).unwrap();
+    }
+    own
+}
+
 /// A number that changes with the sources (FNV-1a).
 fn fingerprint(sources: &Path) -> u64 {
     let mut names: Vec<PathBuf> = fs::read_dir(sources)

@@ -8,6 +8,7 @@ mod emulator;
 mod failures;
 mod operations;
 mod products;
+mod serving;
 
 use emulator::Order;
 use zerog_kernels::cuda::{Cuda, Libraries};

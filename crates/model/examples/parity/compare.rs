@@ -14,6 +14,10 @@ pub(crate) const LOGITS: f64 = 1e-4;
 /// Largest relative difference of gradients and losses.
 pub(crate) const RELATIVE: f64 = 1e-3;
 
+/// Prompts that are answered, and tokens of each answer.
+const PROMPTS: usize = 20;
+const ANSWER_TOKENS: usize = 12;
+
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
 /// A difference and how large it may be.
@@ -53,6 +57,18 @@ struct Reference {
     probe: Vec<u32>,
     #[serde(default)]
     probes: Vec<Vec<u32>>,
+}
+
+impl Reference {
+    /// Beginnings of what is learned.
+    fn prompts(&self) -> Vec<&[u32]> {
+        let examples = self
+            .examples
+            .iter()
+            .map(|example| &example.tokens[..example.tokens.len().div_ceil(2)]);
+        let pairs = self.pairs.iter().map(|pair| pair.prompt.as_slice());
+        examples.chain(pairs).cycle().take(PROMPTS).collect()
+    }
 }
 
 /// A text with its class.
@@ -125,10 +141,10 @@ pub(crate) fn cases(folder: &Path) -> Outcome<Vec<PathBuf>> {
     Ok(cases)
 }
 
-/// Puts a base model where its adapters are trained.
+/// Puts a base model where it serves and its adapters are trained.
 pub(crate) type Place = dyn Fn(&Arc<BaseModel>) -> Result<Placement, ModelError>;
 
-/// Runs one case, training language models where `place` says; with `output`, the adapter trained here and its logits
+/// Runs one case, with language models where `place` says; with `output`, the adapter trained here and its logits
 /// are written there.
 pub(crate) fn compare(case: &Path, output: Option<&Path>, place: &Place) -> Outcome<Vec<Measure>> {
     let reference: Reference =
@@ -180,7 +196,7 @@ fn decoder(
     let placement = place(&base)?;
     let adapter = LoraAdapter::load(&case.join("adapter"), base.config())?;
     let settings = adapter.settings().clone();
-    let logits = |adapter| all_logits(&base, adapter, &reference.probe);
+    let logits = |adapter| all_logits((&base, &placement), adapter, &reference.probe);
     let mut measures = vec![
         logits_measure(
             "logits of the base model",
@@ -206,7 +222,10 @@ fn decoder(
     if let Some(output) = output {
         let trained = model.adapter()?;
         trained.save(&output.join("adapter"), &identity(case))?;
-        let logits = all_logits(&base, Some(Arc::new(trained)), &reference.probe)?;
+        let trained = Arc::new(trained);
+        let answers = greedy_answers((&base, &placement), &trained, &reference.prompts())?;
+        std::fs::write(output.join("greedy.json"), serde_json::to_vec(&answers)?)?;
+        let logits = logits(Some(trained))?;
         write_logits(output, reference.probe.len(), &logits)?;
     }
     Ok(measures)
@@ -351,20 +370,66 @@ fn relative(ours: f64, theirs: f64) -> f64 {
 }
 
 fn all_logits(
-    base: &BaseModel,
+    (base, placement): (&Arc<BaseModel>, &Placement),
     adapter: Option<Arc<LoraAdapter>>,
     tokens: &[u32],
 ) -> Outcome<Vec<f32>> {
-    let mut cache = KvCache::new(base.config(), tokens.len());
+    let sizes = ServingSizes {
+        blocks: tokens.len().div_ceil(BLOCK_TOKENS),
+        step_tokens: tokens.len(),
+        step_rows: tokens.len(),
+        precision: Precision::F32,
+    };
+    let mut serving = Serving::new(Arc::clone(base), placement, &sizes)?;
+    let mut cache = KvCache::in_pool(serving.pool());
     let mut rows = [Row {
         tokens,
         cache: &mut cache,
         adapter,
         wanted: LogitsWanted::All,
     }];
-    Ok(base
-        .forward(&mut rows, &mut InferenceScratch::default())?
-        .swap_remove(0))
+    let place = serving.forward(&mut rows)?.swap_remove(0);
+    Ok(serving.logits(place).to_vec())
+}
+
+/// The prompts with the most probable tokens after them, all computed together.
+fn greedy_answers<'a>(
+    (base, placement): (&Arc<BaseModel>, &Placement),
+    adapter: &Arc<LoraAdapter>,
+    prompts: &[&'a [u32]],
+) -> Outcome<Vec<(&'a [u32], Vec<u32>)>> {
+    let longest = prompts.iter().map(|prompt| prompt.len()).max().unwrap_or(0);
+    let sizes = ServingSizes {
+        blocks: prompts.len() * (longest + ANSWER_TOKENS).div_ceil(BLOCK_TOKENS),
+        step_tokens: prompts.len() * longest,
+        step_rows: prompts.len(),
+        precision: Precision::F32,
+    };
+    let mut serving = Serving::new(Arc::clone(base), placement, &sizes)?;
+    let pool = Arc::clone(serving.pool());
+    let mut caches: Vec<KvCache> = prompts.iter().map(|_| KvCache::in_pool(&pool)).collect();
+    let mut answers = vec![Vec::new(); prompts.len()];
+    for step in 0..ANSWER_TOKENS {
+        let mut rows: Vec<Row<'_>> = (prompts.iter().zip(&answers).zip(&mut caches))
+            .map(|((prompt, answer), cache)| Row {
+                tokens: match step {
+                    0 => prompt,
+                    _ => &answer[step - 1..],
+                },
+                cache,
+                adapter: Some(Arc::clone(adapter)),
+                wanted: LogitsWanted::Last,
+            })
+            .collect();
+        let places = serving.forward(&mut rows)?;
+        drop(rows);
+        for (answer, place) in answers.iter_mut().zip(places) {
+            let logits = serving.logits(place).iter().enumerate();
+            let best = logits.max_by(|left, right| left.1.total_cmp(right.1));
+            answer.push(best.map_or(0, |(token, _)| token as u32));
+        }
+    }
+    Ok(prompts.iter().copied().zip(answers).collect())
 }
 
 fn logits_measure(

@@ -3,7 +3,12 @@
 use crate::base_model::BaseModel;
 use crate::batch::PackedBatch;
 use crate::decoder::{Decoder, PreferenceLoss};
+use crate::error::ModelError;
+use crate::inference::Row;
+use crate::kv_cache::KvPool;
 use crate::noise::Noise;
+use crate::serving::ServingSizes;
+use std::ops::Range;
 use std::sync::Arc;
 use zerog_kernels::cross_entropy::HeadLoss;
 use zerog_kernels::device::{Device, DeviceError};
@@ -23,6 +28,60 @@ impl DeviceWeights {
     }
 
     pub(crate) fn free_bytes(&self) -> Result<usize, DeviceError> {
+        match *self {}
+    }
+}
+
+/// Blocks of keys and values.
+#[derive(Debug)]
+pub(crate) enum DeviceCache {}
+
+impl DeviceCache {
+    pub(crate) fn blocks(&self) -> usize {
+        match *self {}
+    }
+
+    pub(crate) fn take(&self) -> Option<u32> {
+        match *self {}
+    }
+
+    pub(crate) fn give_back(&self, _: u32) {
+        match *self {}
+    }
+
+    pub(crate) fn copy(&self, _: u32, _: u32) -> Result<(), DeviceError> {
+        match *self {}
+    }
+}
+
+#[derive(Debug)]
+pub(crate) enum DeviceServing {}
+
+impl DeviceServing {
+    pub(crate) fn new(
+        weights: Arc<DeviceWeights>,
+        _: &ServingSizes,
+    ) -> Result<(Self, DeviceCache), ModelError> {
+        match *weights {}
+    }
+
+    pub(crate) fn forward(
+        &mut self,
+        _: &Arc<KvPool>,
+        _: &mut [Row<'_>],
+    ) -> Result<Vec<Range<usize>>, ModelError> {
+        match *self {}
+    }
+
+    pub(crate) fn fitting_blocks(&self) -> usize {
+        match *self {}
+    }
+
+    pub(crate) fn is_rounded(&self) -> bool {
+        match *self {}
+    }
+
+    pub(crate) fn logits(&self, _: Range<usize>) -> &[f32] {
         match *self {}
     }
 }

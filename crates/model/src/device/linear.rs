@@ -70,6 +70,19 @@ impl ProductScratch {
             wide: cuda.allocate(0)?,
         })
     }
+
+    /// Takes the memory for products of `activations` with bf16 weights of at most `weights` elements.
+    pub(super) fn reserve(
+        &mut self,
+        precision: Precision,
+        activations: usize,
+        weights: usize,
+    ) -> Result<(), DeviceError> {
+        match precision {
+            Precision::Bf16 => self.narrow.resize(activations).map(drop),
+            Precision::F32 => self.wide.resize(weights).map(drop),
+        }
+    }
 }
 
 impl LinearScratch {
@@ -147,6 +160,27 @@ impl<'a> LinearPass<'a> {
         (&self.weights.weight, self.linear.inputs)
     }
 
+    /// The product with the frozen weight in this direction, as a call that leaves the scratch space to its caller.
+    fn base_product(
+        &self,
+        direction: Direction,
+    ) -> impl Fn(Part<'_, f32>, PartMut<'_, f32>, Write, &mut ProductScratch) -> Result<(), DeviceError>
+    {
+        move |left, target, write, scratch| {
+            let (cuda, precision) = (self.cuda, self.precision);
+            product(
+                cuda,
+                direction,
+                left,
+                self.weight(),
+                target,
+                write,
+                precision,
+                scratch,
+            )
+        }
+    }
+
     fn a(&self, delta: &Delta<'_>) -> Part<'a, f32> {
         self.values.part(delta.a_gradient.clone())
     }
@@ -184,19 +218,7 @@ impl<'a> LinearPass<'a> {
             products,
             ..
         } = scratch;
-        let multiply = |x: Part<'_, f32>, target: PartMut<'_, f32>, write, products: &mut _| {
-            let (forward, weight) = (Direction::Forward, self.weight());
-            product(
-                cuda,
-                forward,
-                x,
-                weight,
-                target,
-                write,
-                self.precision,
-                products,
-            )
-        };
+        let multiply = self.base_product(Direction::Forward);
         let Some(delta) = &self.linear.delta else {
             multiply(x, PartMut::from(&mut *y), write, products)?;
             return self.add_bias(y);
@@ -318,19 +340,7 @@ impl<'a> LinearPass<'a> {
             products,
             ..
         } = scratch;
-        let multiply = |g: Part<'_, f32>, target: PartMut<'_, f32>, write, products: &mut _| {
-            let (gradient, weight) = (Direction::Gradient, self.weight());
-            product(
-                cuda,
-                gradient,
-                g,
-                weight,
-                target,
-                write,
-                self.precision,
-                products,
-            )
-        };
+        let multiply = self.base_product(Direction::Gradient);
         let Some(delta) = &self.linear.delta else {
             if let Some((dx, write)) = dx {
                 multiply(dy, PartMut::from(dx), write, products)?;

@@ -1,12 +1,26 @@
-//! Training on a device other than the processor: where the frozen weights lie, and the passes over them.
+//! Models on a device other than the processor: where the frozen weights lie, and the passes of training and serving
+//! over them.
 
+#[cfg(not(feature = "cuda"))]
+mod absent;
+#[cfg(feature = "cuda")]
+mod adapters;
+#[cfg(feature = "cuda")]
+mod cache;
 #[cfg(feature = "cuda")]
 mod linear;
 mod placement;
-#[cfg_attr(not(feature = "cuda"), path = "absent.rs")]
+#[cfg(feature = "cuda")]
+mod serving;
+#[cfg(feature = "cuda")]
 mod training;
 #[cfg(feature = "cuda")]
 mod weights;
 
+#[cfg(not(feature = "cuda"))]
+pub(crate) use absent::{DeviceCache, DeviceServing, DeviceTraining, DeviceWeights};
 pub use placement::Placement;
-pub(crate) use training::DeviceTraining;
+#[cfg(feature = "cuda")]
+pub(crate) use {
+    cache::DeviceCache, serving::DeviceServing, training::DeviceTraining, weights::DeviceWeights,
+};

@@ -1,12 +1,12 @@
-//! Where a model in training computes.
+//! Where a model computes, in training and in serving.
 
-use super::training::DeviceWeights;
+use super::DeviceWeights;
 use crate::base_model::BaseModel;
 use crate::error::ModelError;
 use std::sync::Arc;
 use zerog_kernels::device::Device;
 
-/// Where adapters of a base model are trained: on the processor, or on a device that holds the frozen weights.
+/// Where a base model serves and its adapters are trained: on the processor, or on a device that holds the frozen weights.
 ///
 /// Clones share the weights. Parameters, optimiser and files stay on the host wherever the passes run.
 #[derive(Clone, Debug, Default)]

@@ -1,9 +1,8 @@
 //! The passes of [`crate::decoder`] on a device. Parameters are copied there before a pass and gradients back after it:
 //! an adapter is small beside what it is trained with, and update, clipping, checkpoints and files stay the same code.
 
-pub(crate) use super::weights::DeviceWeights;
-
 use super::linear::{Direction, LinearPass, LinearScratch, ProductScratch, SavedDelta, product};
+use super::weights::DeviceWeights;
 use crate::batch::{NO_LABEL, PackedBatch};
 use crate::decoder::{self, Decoder, PreferenceLoss};
 use crate::lora::Projection;
@@ -143,7 +142,7 @@ impl Space {
 }
 
 /// Copies `values` into a buffer of their length.
-fn put<T: zerog_kernels::cuda::Element>(
+pub(super) fn put<T: zerog_kernels::cuda::Element>(
     cuda: &Cuda,
     buffer: &mut Buffer<T>,
     values: &[T],

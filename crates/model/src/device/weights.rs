@@ -11,7 +11,7 @@ use zerog_kernels::matmul::Weight;
 #[derive(Debug)]
 pub(crate) struct DeviceWeights {
     pub(super) cuda: Cuda,
-    base: Arc<BaseModel>,
+    pub(super) base: Arc<BaseModel>,
     pub(super) rope: DeviceRope,
     pub(super) embedding: Matrix,
     head: Option<Matrix>,
@@ -55,6 +55,11 @@ impl Matrix {
             Self::F32(values) => values.len(),
             Self::Bf16(values) => values.len(),
         }
+    }
+
+    /// Whether the numbers are bf16.
+    pub(super) fn is_narrow(&self) -> bool {
+        matches!(self, Self::Bf16(_))
     }
 
     pub(super) fn table(&self) -> Table<'_> {
@@ -111,6 +116,12 @@ impl DeviceWeights {
 
     pub(super) fn head(&self) -> &Matrix {
         self.head.as_ref().unwrap_or(&self.embedding)
+    }
+
+    /// The matrices of all products, the head's last.
+    pub(super) fn matrices(&self) -> impl Iterator<Item = &Matrix> {
+        let linears = self.layers.iter().flat_map(|layer| &layer.linears);
+        linears.map(|linear| &linear.weight).chain([self.head()])
     }
 
     pub(crate) fn is_of(&self, base: &Arc<BaseModel>) -> bool {

@@ -5,8 +5,14 @@ use super::*;
 use crate::parity::check_where;
 use zerog_model::cuda::{Cuda, Libraries};
 
-fn open(order: Order) -> Cuda {
+pub(crate) fn open(order: Order) -> Cuda {
     let folder = emulator::folder(env!("CARGO_TARGET_TMPDIR"), order);
+    Cuda::open(0, &Libraries::Folder(folder)).unwrap()
+}
+
+/// A device with memory of its own: other tests, which run at the same time, take none of it.
+pub(crate) fn open_alone(test: &str) -> Cuda {
+    let folder = emulator::folder_of_one_test(env!("CARGO_TARGET_TMPDIR"), test);
     Cuda::open(0, &Libraries::Folder(folder)).unwrap()
 }
 
@@ -23,7 +29,7 @@ fn long_batch() -> PackedBatch {
     batch
 }
 
-fn config_of(family: ModelFamily) -> ModelConfig {
+pub(crate) fn config_of(family: ModelFamily) -> ModelConfig {
     let config = tiny_config(family != ModelFamily::Qwen2);
     ModelConfig {
         head_norms: family == ModelFamily::Qwen3,
@@ -213,7 +219,7 @@ fn preferences_agree_with_the_processors() {
 #[test]
 fn the_same_calls_give_the_same_bits_and_take_no_more_memory() {
     let base = tiny_base(true);
-    let cuda = open(Order::Forward);
+    let cuda = open_alone("same-calls");
     let placement = Placement::on_cuda(&base, &cuda).unwrap();
     let lora = LoraConfig {
         dropout: 0.2,
