@@ -66,9 +66,11 @@ impl Scratch {
     }
 }
 
-/// Rows whose logits are held at a time.
-pub fn rows_per_chunk(vocabulary: usize) -> usize {
-    (LOGITS / vocabulary).clamp(16, 1024)
+/// Rows whose logits are held at a time, so that all chunks of `rows` are about as large: the head is read and packed for
+/// each of them.
+pub fn rows_per_chunk(rows: usize, vocabulary: usize) -> usize {
+    let most = (LOGITS / vocabulary).clamp(16, 1024);
+    rows.div_ceil(rows.div_ceil(most).max(1)).max(1)
 }
 
 /// Loss of `hidden (T, H)` against `labels (T)` with `head (V, H)`, and gradients if asked for.
@@ -102,7 +104,7 @@ pub fn head_loss(
         .filter(|&token| targets[token] != NO_LABEL)
         .collect();
     result.supervised_tokens = supervised.len();
-    for chunk in supervised.chunks(rows_per_chunk(vocabulary)) {
+    for chunk in supervised.chunks(rows_per_chunk(supervised.len(), vocabulary)) {
         let shape = Shape {
             rows: chunk.len(),
             outputs: vocabulary,

@@ -4,7 +4,7 @@
 use crate::delta::{Delta, TrainedLengths, adapted_lengths};
 use rayon::prelude::*;
 use std::ops::Range;
-use zerog_kernels::matmul::{self, Precision, Shape, Weight, Write};
+use zerog_kernels::matmul::{self, LowRank, Precision, Shape, Weight, Write};
 use zerog_kernels::noise::{self, NoiseKey};
 use zerog_kernels::reduce::{add_bias, add_column_sums};
 use zerog_kernels::softmax;
@@ -90,20 +90,24 @@ impl Delta<'_> {
         (first, second)
     }
 
-    /// Adds `s·x·Aᵀ·Bᵀ` to `y` and keeps `x·Aᵀ`.
-    fn add_to(
-        &self,
+    /// The first half of `s·x·Aᵀ·Bᵀ`: `x·Aᵀ`, which is kept, with what makes the second half of it.
+    fn project<'s>(
+        &'s self,
         rows: usize,
         linear: &Linear<'_>,
         x: &[f32],
-        y: &mut [f32],
-        low: &mut Vec<f32>,
-    ) {
-        let (first, second) = self.shapes(rows, linear);
+        low: &'s mut Vec<f32>,
+    ) -> LowRank<'s> {
+        let (first, _) = self.shapes(rows, linear);
         let low = sized(low, rows * self.rank);
-        let (a, b) = (Weight::F32(self.a), Weight::F32(self.b));
+        let a = Weight::F32(self.a);
         matmul::forward(first, x, a, low, Write::Replace, 1.0, Precision::F32);
-        matmul::forward(second, low, b, y, Write::Add, self.scale, Precision::F32);
+        LowRank {
+            low,
+            factor: self.b,
+            rank: self.rank,
+            scale: self.scale,
+        }
     }
 }
 
@@ -153,13 +157,16 @@ pub(crate) fn forward(
             precision,
         );
     }
-    matmul::forward(shape, x, weight, y, write, 1.0, precision);
+    match &linear.delta {
+        None => matmul::forward(shape, x, weight, y, write, 1.0, precision),
+        Some(delta) => {
+            let input = dropped(x, dropout, &mut scratch.dropped);
+            let delta = delta.project(rows, linear, input, &mut saved.low);
+            matmul::forward_adapted(shape, x, weight, delta, y, write, precision);
+        }
+    }
     if let Some(bias) = &linear.bias {
         add_bias(y, bias.value);
-    }
-    if let Some(delta) = &linear.delta {
-        let x = dropped(x, dropout, &mut scratch.dropped);
-        delta.add_to(rows, linear, x, y, &mut saved.low);
     }
 }
 
@@ -204,7 +211,10 @@ fn forward_with_lengths(
     if let Some(bias) = &linear.bias {
         add_bias(y, bias.value);
     }
-    delta.add_to(rows, linear, x, product, &mut saved.low);
+    let (_, second) = delta.shapes(rows, linear);
+    let LowRank { low, scale, .. } = delta.project(rows, linear, x, &mut saved.low);
+    let b = Weight::F32(delta.b);
+    matmul::forward(second, low, b, product, Write::Add, scale, Precision::F32);
     let factors: Vec<f32> = quotients(lengths.values, &saved.lengths);
     by_row(y, product, linear.outputs, |y, product| {
         for ((y, product), factor) in y.iter_mut().zip(product).zip(&factors) {
@@ -289,8 +299,13 @@ pub(crate) fn backward(
     let Some((dx, write)) = dx else { return };
     match dropout {
         None => {
-            matmul::input_gradient(shape, inner, weight, dx, write, precision);
-            matmul::input_gradient(first, dlow, a, dx, Write::Add, Precision::F32);
+            let delta = LowRank {
+                low: dlow,
+                factor: delta.a,
+                rank: delta.rank,
+                scale: 1.0,
+            };
+            matmul::input_gradient_adapted(shape, inner, weight, delta, dx, write, precision);
         }
         Some((key, probability)) => {
             matmul::input_gradient(shape, dy, weight, dx, write, precision);

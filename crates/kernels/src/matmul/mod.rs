@@ -8,15 +8,20 @@ pub mod bf16_product;
 pub mod int8;
 mod invariant;
 mod low_rank;
+#[cfg(target_arch = "x86_64")]
+mod packed;
 mod single;
+mod terms;
 mod widened;
 
 pub use int8::Int8Weight;
 pub use invariant::forward_batch_invariant;
 pub use low_rank::add_low_rank;
-pub(crate) use single::{Matrix, multiply_block};
+pub(crate) use single::Matrix;
+pub(crate) use terms::multiply_block;
 
 use half::bf16;
+use terms::{Right, Term, multiply};
 
 /// A borrowed weight matrix `(N, K)`, row-major.
 #[derive(Clone, Copy, Debug)]
@@ -143,6 +148,32 @@ fn with_widened<R>(length: usize, body: impl FnOnce(&mut [f32]) -> R) -> R {
     result
 }
 
+/// A product of two narrow matrices that is added to one with a frozen weight: `scale · low (T, R) · factor`.
+///
+/// For [`forward_adapted`] the factor is `B (N, R)`, which is transposed; for [`input_gradient_adapted`] it is `A (R, K)`.
+#[derive(Clone, Copy, Debug)]
+pub struct LowRank<'a> {
+    /// `(T, R)`.
+    pub low: &'a [f32],
+    /// `(N, R)` or `(R, K)`.
+    pub factor: &'a [f32],
+    /// `R`.
+    pub rank: usize,
+    /// Factor of the product.
+    pub scale: f32,
+}
+
+impl<'a> LowRank<'a> {
+    fn term(&self, b: Right<'a>) -> Term<'a> {
+        Term {
+            a: Matrix::rows(self.low, self.rank),
+            b,
+            depth: self.rank,
+            scale: self.scale,
+        }
+    }
+}
+
 /// `y (T, N) = scale · x (T, K) · Wᵀ`, or added to `y`.
 pub fn forward(
     shape: Shape,
@@ -154,32 +185,51 @@ pub fn forward(
     precision: Precision,
 ) {
     check(shape, x.len(), weight.len(), y.len());
-    let Shape {
-        rows,
-        outputs,
-        inputs,
-    } = shape;
-    match weight {
-        Weight::F32(weight) => {
-            single::multiply(
-                [rows, outputs, inputs],
-                Matrix::rows(x, inputs),
-                Matrix::columns(weight, inputs),
-                (y, outputs),
-                write,
-                scale,
-            );
-        }
-        Weight::Bf16(weight)
-            if precision == Precision::Bf16
-                && scale == 1.0
-                && rows >= BF16_MINIMUM_ROWS
-                && bf16_product::is_supported() =>
-        {
-            bf16_product::forward(shape, x, weight, y, write);
-        }
-        Weight::Bf16(_) | Weight::Int8(_) => widened::forward(shape, x, weight, y, write, scale),
+    if let Weight::Bf16(weight) = weight
+        && scale == 1.0
+        && uses_bf16(precision, shape.rows)
+    {
+        return bf16_product::forward(shape, x, weight, y, write);
     }
+    let term = forward_term(shape, x, weight, scale);
+    multiply([shape.rows, shape.outputs], &[term], y, write);
+}
+
+/// `y (T, N) = x (T, K) · Wᵀ + s · low (T, R) · Bᵀ`, or added to `y`.
+pub fn forward_adapted(
+    shape: Shape,
+    x: &[f32],
+    weight: Weight<'_>,
+    delta: LowRank<'_>,
+    y: &mut [f32],
+    write: Write,
+    precision: Precision,
+) {
+    check(shape, x.len(), weight.len(), y.len());
+    let sizes = [shape.rows, shape.outputs];
+    let added = delta.term(Right::Transposed(Weight::F32(delta.factor), delta.rank));
+    if let Weight::Bf16(weight) = weight
+        && uses_bf16(precision, shape.rows)
+    {
+        bf16_product::forward(shape, x, weight, y, write);
+        return multiply(sizes, &[added], y, Write::Add);
+    }
+    let base = forward_term(shape, x, weight, 1.0);
+    multiply(sizes, &[base, added], y, write);
+}
+
+fn forward_term<'a>(shape: Shape, x: &'a [f32], weight: Weight<'a>, scale: f32) -> Term<'a> {
+    Term {
+        a: Matrix::rows(x, shape.inputs),
+        b: Right::Transposed(weight, shape.inputs),
+        depth: shape.inputs,
+        scale,
+    }
+}
+
+/// Whether products with bf16 weights are made of rounded activations.
+fn uses_bf16(precision: Precision, rows: usize) -> bool {
+    precision == Precision::Bf16 && rows >= BF16_MINIMUM_ROWS && bf16_product::is_supported()
 }
 
 /// `dx (T, K) = g (T, N) · W`, or added to `dx`.
@@ -192,30 +242,44 @@ pub fn input_gradient(
     precision: Precision,
 ) {
     check(shape, dx.len(), weight.len(), g.len());
-    let Shape {
-        rows,
-        outputs,
-        inputs,
-    } = shape;
-    match weight {
-        Weight::F32(weight) => {
-            single::multiply(
-                [rows, inputs, outputs],
-                Matrix::rows(g, outputs),
-                Matrix::rows(weight, inputs),
-                (dx, inputs),
-                write,
-                1.0,
-            );
-        }
-        Weight::Bf16(weight)
-            if precision == Precision::Bf16
-                && rows >= BF16_MINIMUM_ROWS
-                && bf16_product::is_supported() =>
-        {
-            bf16_product::input_gradient(shape, g, weight, dx, write);
-        }
-        Weight::Bf16(_) | Weight::Int8(_) => widened::input_gradient(shape, g, weight, dx, write),
+    if let Weight::Bf16(weight) = weight
+        && uses_bf16(precision, shape.rows)
+    {
+        return bf16_product::input_gradient(shape, g, weight, dx, write);
+    }
+    let term = gradient_term(shape, g, weight);
+    multiply([shape.rows, shape.inputs], &[term], dx, write);
+}
+
+/// `dx (T, K) = g (T, N) · W + s · low (T, R) · A`, or added to `dx`.
+pub fn input_gradient_adapted(
+    shape: Shape,
+    g: &[f32],
+    weight: Weight<'_>,
+    delta: LowRank<'_>,
+    dx: &mut [f32],
+    write: Write,
+    precision: Precision,
+) {
+    check(shape, dx.len(), weight.len(), g.len());
+    let sizes = [shape.rows, shape.inputs];
+    let added = delta.term(Right::Rows(Weight::F32(delta.factor), shape.inputs));
+    if let Weight::Bf16(weight) = weight
+        && uses_bf16(precision, shape.rows)
+    {
+        bf16_product::input_gradient(shape, g, weight, dx, write);
+        return multiply(sizes, &[added], dx, Write::Add);
+    }
+    let base = gradient_term(shape, g, weight);
+    multiply(sizes, &[base, added], dx, write);
+}
+
+fn gradient_term<'a>(shape: Shape, g: &'a [f32], weight: Weight<'a>) -> Term<'a> {
+    Term {
+        a: Matrix::rows(g, shape.outputs),
+        b: Right::Rows(weight, shape.inputs),
+        depth: shape.outputs,
+        scale: 1.0,
     }
 }
 
@@ -234,14 +298,13 @@ pub fn weight_gradient(
         outputs,
         inputs,
     } = shape;
-    single::multiply(
-        [outputs, inputs, rows],
-        Matrix::columns(g, outputs),
-        Matrix::rows(x, inputs),
-        (dw, inputs),
-        write,
+    let term = Term {
+        a: Matrix::columns(g, outputs),
+        b: Right::Rows(Weight::F32(x), inputs),
+        depth: rows,
         scale,
-    );
+    };
+    multiply([outputs, inputs], &[term], dw, write);
 }
 
 /// The plain definition of [`forward`] with `scale` 1, for tests of the other products.

@@ -34,7 +34,7 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    fn check(&self, rows: usize, columns: usize) {
+    pub(super) fn check(&self, rows: usize, columns: usize) {
         let last = (rows - 1) * self.row_stride + (columns - 1) * self.column_stride;
         assert!(last < self.values.len(), "matrix outside its slice");
     }

@@ -466,7 +466,7 @@ impl<'a> Pass<'a> {
             loss_sum: 0.0,
             supervised_tokens: supervised.len(),
         };
-        for chunk in supervised.chunks(rows_per_chunk(vocabulary)) {
+        for chunk in supervised.chunks(rows_per_chunk(supervised.len(), vocabulary)) {
             let of_chunk = |value: &dyn Fn(usize) -> f32| -> Vec<f32> {
                 chunk.iter().map(|token| value(*token as usize)).collect()
             };
