@@ -80,6 +80,7 @@ impl Compiler {
             // Those of the kernels, and all `cuda_serving::`.
             "serving::",
             "cuda::",
+            "cuda_classification::",
             "devices::",
             "placement::",
         ];

@@ -40,8 +40,8 @@ impl Heads {
 }
 
 /// Which tokens of its segment a token sees.
-#[derive(Clone, Copy, PartialEq)]
-enum Sight {
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Sight {
     /// Itself and those before it.
     Causal,
     /// All.

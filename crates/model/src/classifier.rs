@@ -3,6 +3,7 @@
 use crate::classifier_base::{ClassifierBase, HEAD};
 use crate::classifier_config::ENCODER_LINEARS;
 use crate::delta::{Delta, DeltaPlaces};
+use crate::device::{DeviceClassifier, Placement};
 use crate::encoder::{self, Encoder, Texts, Workspace, head_linear};
 use crate::error::ModelError;
 use crate::linear::{Linear, Trained};
@@ -54,6 +55,8 @@ pub struct TrainableClassifier {
     head: [[Range<usize>; 2]; 2],
     parameters: Parameters,
     space: Workspace,
+    /// Where the encoder is passed instead of on the processor.
+    device: Option<Box<DeviceClassifier>>,
     precision: Precision,
 }
 
@@ -118,6 +121,7 @@ impl TrainableClassifier {
             head,
             parameters,
             space: Workspace::default(),
+            device: None,
             precision: Precision::F32,
         })
     }
@@ -167,6 +171,33 @@ impl TrainableClassifier {
         self.precision = precision;
     }
 
+    /// Runs the passes of the encoder where `placement` says. The head, parameters and everything that is done with them
+    /// stay where they are.
+    ///
+    /// # Errors
+    /// [`ModelError::Device`].
+    ///
+    /// # Panics
+    /// If the placement was made for another base model.
+    pub fn place(&mut self, placement: &Placement) -> Result<(), ModelError> {
+        self.device = match placement.encoder_of(&self.base) {
+            Some(weights) => {
+                let values = &self.parameters.values;
+                let encoder = trained_encoder(
+                    &self.base,
+                    &self.lora,
+                    self.classes,
+                    &self.places,
+                    &self.head,
+                    values,
+                );
+                Some(Box::new(DeviceClassifier::new(weights, &encoder)?))
+            }
+            None => None,
+        };
+        Ok(())
+    }
+
     /// The encoder.
     pub fn base(&self) -> &Arc<ClassifierBase> {
         &self.base
@@ -181,7 +212,7 @@ impl TrainableClassifier {
     ///
     /// # Errors
     /// [`ModelError::EmptyBatch`], [`ModelError::BatchLengths`], [`ModelError::TokenOutOfRange`],
-    /// [`ModelError::SequenceTooLong`], [`ModelError::LossNotFinite`].
+    /// [`ModelError::SequenceTooLong`], [`ModelError::LossNotFinite`], [`ModelError::Device`].
     pub fn forward_backward(
         &mut self,
         batch: &ClassifierBatch,
@@ -206,17 +237,19 @@ impl TrainableClassifier {
             values,
         );
         let (space, precision) = (&mut self.space, self.precision);
-        let loss_sum = rayon::scope(|_| {
-            encoder::forward_backward(
-                &encoder,
-                batch.texts(),
-                &batch.labels,
-                &noise,
-                gradients,
-                space,
-                precision,
-            )
-        });
+        let (texts, labels) = (batch.texts(), &batch.labels[..]);
+        let loss_sum = match &mut self.device {
+            Some(device) => {
+                let values = &values[..deltas_end(&self.head)];
+                let labelled = (texts, labels);
+                device.forward_backward(&encoder, values, labelled, &noise, gradients, precision)?
+            }
+            None => rayon::scope(|_| {
+                encoder::forward_backward(
+                    &encoder, texts, labels, &noise, gradients, space, precision,
+                )
+            }),
+        };
         if !loss_sum.is_finite() {
             return Err(ModelError::LossNotFinite);
         }
@@ -253,7 +286,14 @@ impl TrainableClassifier {
             }
         };
         let (space, precision) = (&mut self.space, self.precision);
-        let logits = rayon::scope(|_| encoder::classify(&encoder, batch.texts(), space, precision));
+        let texts = batch.texts();
+        let logits = match &mut self.device {
+            Some(device) => {
+                let values = &self.parameters.values[..deltas_end(&self.head)];
+                device.classify(&encoder, values, texts, precision)?
+            }
+            None => rayon::scope(|_| encoder::classify(&encoder, texts, space, precision)),
+        };
         Ok(logits
             .chunks_exact(self.classes)
             .map(<[f32]>::to_vec)
@@ -332,6 +372,11 @@ impl Trainable for TrainableClassifier {
     fn parameters_mut(&mut self) -> &mut Parameters {
         &mut self.parameters
     }
+}
+
+/// Where the parameters of the deltas end, which come before those of the head.
+fn deltas_end(head: &[[Range<usize>; 2]; 2]) -> usize {
+    head[0][0].start
 }
 
 /// The encoder with deltas and head from `values`.

@@ -19,10 +19,10 @@ const INITIAL_DEVIATION: f32 = 0.02;
 #[derive(Debug)]
 pub struct ClassifierBase {
     pub(crate) config: ClassifierConfig,
-    words: Tensor,
-    positions: Tensor,
-    embedding_norm: NormWeights,
-    layers: Vec<LayerWeights>,
+    pub(crate) words: Tensor,
+    pub(crate) positions: Tensor,
+    pub(crate) embedding_norm: NormWeights,
+    pub(crate) layers: Vec<LayerWeights>,
     /// The head of a folder that holds one, in the order of [`HEAD`].
     head: [Option<(Vec<f32>, Vec<f32>)>; 2],
     files: WeightFiles,
@@ -30,17 +30,17 @@ pub struct ClassifierBase {
 }
 
 #[derive(Debug)]
-struct NormWeights {
-    weight: Vec<f32>,
-    bias: Vec<f32>,
+pub(crate) struct NormWeights {
+    pub(crate) weight: Vec<f32>,
+    pub(crate) bias: Vec<f32>,
 }
 
 #[derive(Debug)]
-struct LayerWeights {
+pub(crate) struct LayerWeights {
     /// Weight and bias by the index of the projection; the gate is absent.
-    linears: [Option<(Tensor, Vec<f32>)>; 7],
-    attention_norm: NormWeights,
-    output_norm: NormWeights,
+    pub(crate) linears: [Option<(Tensor, Vec<f32>)>; 7],
+    pub(crate) attention_norm: NormWeights,
+    pub(crate) output_norm: NormWeights,
 }
 
 /// Modules of the head.

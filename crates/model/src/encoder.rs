@@ -17,7 +17,7 @@ use zerog_kernels::reduce::add_assign;
 use zerog_kernels::softmax::exponentials;
 
 /// Added to the variance in every normalisation; the family's constant.
-const NORM_EPSILON: f32 = 1e-12;
+pub(crate) const NORM_EPSILON: f32 = 1e-12;
 
 /// The weights of one step and, for those that are trained, the place of their gradient.
 pub(crate) struct Encoder<'a> {
@@ -65,13 +65,22 @@ pub(crate) struct Workspace {
     dv: Vec<f32>,
     attention_gradient: Vec<f32>,
     linear: LinearScratch,
-    pooled: Vec<f32>,
+    head: Head,
+}
+
+/// Buffers of the head, which is computed on the processor wherever the encoder is.
+#[derive(Debug, Default)]
+pub(crate) struct Head {
+    /// States `(S, H)` of the first tokens.
+    pub(crate) pooled: Vec<f32>,
     hidden: Vec<f32>,
     /// Logits `(S, C)` of the last forward pass, then their gradient.
-    logits: Vec<f32>,
-    head_gradient: Vec<f32>,
-    pooled_gradient: Vec<f32>,
+    pub(crate) logits: Vec<f32>,
+    hidden_gradient: Vec<f32>,
+    /// What the backward pass leaves.
+    pub(crate) pooled_gradient: Vec<f32>,
     low: SavedDelta,
+    linear: LinearScratch,
 }
 
 /// What the backward pass of one layer needs.
@@ -102,14 +111,14 @@ impl LayerNorm<'_> {
 }
 
 impl<'a> EncoderLayer<'a> {
-    fn linear(&self, projection: Projection) -> &Linear<'a> {
+    pub(crate) fn linear(&self, projection: Projection) -> &Linear<'a> {
         self.linears[projection.index()]
             .as_ref()
             .expect("an encoder layer has every linear layer but the gate")
     }
 }
 
-fn heads(config: &ClassifierConfig) -> Heads {
+pub(crate) fn heads(config: &ClassifierConfig) -> Heads {
     Heads {
         queries: config.heads,
         groups: config.heads,
@@ -125,7 +134,7 @@ pub(crate) fn classify(
     precision: Precision,
 ) -> Vec<f32> {
     forward(model, texts, None, space, false, precision);
-    space.logits.clone()
+    space.head.logits.clone()
 }
 
 /// Sum of the losses of `texts` against `labels`; gradients of the sum are added to `gradients`.
@@ -139,11 +148,7 @@ pub(crate) fn forward_backward(
     precision: Precision,
 ) -> f64 {
     forward(model, texts, Some(noise), space, true, precision);
-    let classes = model.classifier.outputs;
-    let mut loss = 0.0;
-    for (row, label) in space.logits.chunks_exact_mut(classes).zip(labels) {
-        loss += loss_of(row, *label as usize);
-    }
+    let loss = space.head.backward(model, labels, gradients);
     backward(model, texts, noise, gradients, space, precision);
     loss
 }
@@ -227,7 +232,12 @@ fn forward(
         }
         layer.output_norm.forward(last, &mut space.x);
     }
-    head_forward(model, texts, space);
+    space.head.pooled.clear();
+    for start in starts(texts.lengths) {
+        let row = &space.x[start * hidden..(start + 1) * hidden];
+        space.head.pooled.extend_from_slice(row);
+    }
+    space.head.forward(model);
 }
 
 /// Embeddings of words, with noise in training, and of positions.
@@ -249,37 +259,73 @@ fn embed(model: &Encoder<'_>, texts: Texts<'_>, noise: Option<&Noise>, x: &mut [
     }
 }
 
-/// Logits from the states `space.x` after the last layer.
-fn head_forward(model: &Encoder<'_>, texts: Texts<'_>, space: &mut Workspace) {
-    let hidden = model.config.hidden_size;
-    let count = texts.lengths.len();
-    space.pooled.clear();
-    for start in starts(texts.lengths) {
-        let row = &space.x[start * hidden..(start + 1) * hidden];
-        space.pooled.extend_from_slice(row);
+impl Head {
+    /// Logits from the states in `pooled`.
+    pub(crate) fn forward(&mut self, model: &Encoder<'_>) {
+        let hidden = model.config.hidden_size;
+        let count = self.pooled.len() / hidden;
+        let mut run = |layer: &Linear<'_>, x: &[f32], y: &mut [f32]| {
+            linear::forward(
+                layer,
+                count,
+                x,
+                y,
+                Write::Replace,
+                &mut self.low,
+                None,
+                &mut self.linear,
+                Precision::F32,
+            );
+        };
+        let states = sized(&mut self.hidden, count * hidden);
+        run(&model.pre_classifier, &self.pooled, states);
+        states.iter_mut().for_each(|value| *value = value.max(0.0));
+        let logits = sized(&mut self.logits, count * model.classifier.outputs);
+        run(&model.classifier, states, logits);
     }
-    let mut run = |layer: &Linear<'_>, x: &[f32], y: &mut [f32]| {
-        linear::forward(
-            layer,
-            count,
-            x,
-            y,
-            Write::Replace,
-            &mut space.low,
-            None,
-            &mut space.linear,
-            Precision::F32,
-        );
-    };
-    let states = sized(&mut space.hidden, count * hidden);
-    run(&model.pre_classifier, &space.pooled, states);
-    states.iter_mut().for_each(|value| *value = value.max(0.0));
-    let logits = sized(&mut space.logits, count * model.classifier.outputs);
-    run(&model.classifier, states, logits);
+
+    /// Sum of the losses of the logits against `labels`. Gradients of the sum are added to `gradients` for what of the
+    /// head is trained, and left in `pooled_gradient` for the states.
+    pub(crate) fn backward(
+        &mut self,
+        model: &Encoder<'_>,
+        labels: &[u32],
+        gradients: &mut [f32],
+    ) -> f64 {
+        let mut loss = 0.0;
+        let rows = self.logits.chunks_exact_mut(model.classifier.outputs);
+        for (row, label) in rows.zip(labels) {
+            loss += loss_of(row, *label as usize);
+        }
+        let mut run = |layer: &Linear<'_>, x: &[f32], dy: &[f32], dx: &mut [f32]| {
+            linear::backward(
+                layer,
+                labels.len(),
+                x,
+                dy,
+                Some((dx, Write::Replace)),
+                &self.low,
+                None,
+                gradients,
+                &mut self.linear,
+                Precision::F32,
+            );
+        };
+        let dstates = sized(&mut self.hidden_gradient, self.pooled.len());
+        run(&model.classifier, &self.hidden, &self.logits, dstates);
+        for (gradient, state) in dstates.iter_mut().zip(&self.hidden) {
+            if *state <= 0.0 {
+                *gradient = 0.0;
+            }
+        }
+        let dpooled = sized(&mut self.pooled_gradient, self.pooled.len());
+        run(&model.pre_classifier, &self.pooled, dstates, dpooled);
+        loss
+    }
 }
 
 /// Where every text begins.
-fn starts(lengths: &[usize]) -> impl Iterator<Item = usize> {
+pub(crate) fn starts(lengths: &[usize]) -> impl Iterator<Item = usize> {
     lengths.iter().scan(0, |next, length| {
         let start = *next;
         *next += length;
@@ -287,7 +333,7 @@ fn starts(lengths: &[usize]) -> impl Iterator<Item = usize> {
     })
 }
 
-/// From the gradient of the logits in `space.logits`.
+/// From the gradient of the states in `space.head`.
 fn backward(
     model: &Encoder<'_>,
     texts: Texts<'_>,
@@ -299,10 +345,10 @@ fn backward(
     let config = model.config;
     let (tokens, hidden) = (texts.tokens.len(), config.hidden_size);
     let width = tokens * hidden;
-    head_backward(model, texts, gradients, space);
     let dx = sized(&mut space.dx, width);
     dx.fill(0.0);
-    for (start, row) in starts(texts.lengths).zip(space.pooled_gradient.chunks_exact(hidden)) {
+    let of_texts = space.head.pooled_gradient.chunks_exact(hidden);
+    for (start, row) in starts(texts.lengths).zip(of_texts) {
         dx[start * hidden..(start + 1) * hidden].copy_from_slice(row);
     }
 
@@ -392,39 +438,6 @@ fn backward(
             run(projection, &saved.x, gradient, target, gradients);
         }
     }
-}
-
-fn head_backward(
-    model: &Encoder<'_>,
-    texts: Texts<'_>,
-    gradients: &mut [f32],
-    space: &mut Workspace,
-) {
-    let count = texts.lengths.len();
-    let width = count * model.config.hidden_size;
-    let mut run = |layer: &Linear<'_>, x: &[f32], dy: &[f32], dx: &mut [f32]| {
-        linear::backward(
-            layer,
-            count,
-            x,
-            dy,
-            Some((dx, Write::Replace)),
-            &space.low,
-            None,
-            gradients,
-            &mut space.linear,
-            Precision::F32,
-        );
-    };
-    let dstates = sized(&mut space.head_gradient, width);
-    run(&model.classifier, &space.hidden, &space.logits, dstates);
-    for (gradient, state) in dstates.iter_mut().zip(&space.hidden) {
-        if *state <= 0.0 {
-            *gradient = 0.0;
-        }
-    }
-    let dpooled = sized(&mut space.pooled_gradient, width);
-    run(&model.pre_classifier, &space.pooled, dstates, dpooled);
 }
 
 /// A trained linear layer of the head: weight and bias with the places of their gradients.

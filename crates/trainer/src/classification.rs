@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use zerog_model::{
-    AdapterUse, ClassifierBase, ClassifierBatch, LoraConfig, ModelError, Precision, StepLoss,
+    AdapterUse, ClassifierBase, ClassifierBatch, LoraConfig, ModelError, Placement, StepLoss,
     Trainable, TrainableClassifier,
 };
 use zerog_tokenization::{LabelledText, RenderedDataset, Sample, Tokenizer};
@@ -11,7 +11,7 @@ use zerog_tokenization::{LabelledText, RenderedDataset, Sample, Tokenizer};
 use crate::canary::{CANARY_VERSION, Canary, CanaryProbe, spread};
 use crate::error::TrainError;
 use crate::evaluate::Evaluation;
-use crate::method::{Batches, Conclusion, Measured, Method, samples_of};
+use crate::method::{Batches, Conclusion, Measured, Method, fastest_precision, samples_of};
 use crate::progress::Metrics;
 
 /// Training texts that the finished classifier is measured on at most.
@@ -36,7 +36,7 @@ pub(crate) struct Classification {
 
 impl Classification {
     pub(crate) fn new(
-        base: Arc<ClassifierBase>,
+        (base, placement): (Arc<ClassifierBase>, Placement),
         lora: LoraConfig,
         dataset: RenderedDataset,
         pack_tokens: usize,
@@ -62,7 +62,8 @@ impl Classification {
         let training = texts(dataset.training);
         let validation = texts(dataset.validation);
         let mut model = TrainableClassifier::new(base, lora, labels.len())?;
-        model.set_precision(Precision::fastest());
+        model.place(&placement)?;
+        model.set_precision(fastest_precision(&placement));
         Ok(Self {
             model,
             labels,

@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use zerog_model::{
-    BaseModel, LoraAdapter, LoraConfig, ModelError, Placement, Precision, StepLoss, Trainable,
-    TrainableModel,
+    BaseModel, LoraAdapter, LoraConfig, ModelError, Placement, StepLoss, Trainable, TrainableModel,
 };
 use zerog_tokenization::{Example, RenderedDataset, Sample, Tokenizer};
 
@@ -12,7 +11,7 @@ use crate::batches::pack;
 use crate::canary::Canary;
 use crate::error::TrainError;
 use crate::evaluate::{Evaluation, count_finished_answers, mean_loss};
-use crate::method::{Batches, Conclusion, Measured, Method, samples_of};
+use crate::method::{Batches, Conclusion, Measured, Method, fastest_precision, samples_of};
 use crate::progress::Metrics;
 
 /// An adapter that learns sequences.
@@ -64,11 +63,7 @@ pub(crate) fn new_model(
         None => TrainableModel::lora(base, lora)?,
     };
     model.place(placement)?;
-    // Every device that is supported multiplies in bf16; not every processor does.
-    model.set_precision(match placement.is_on_device() {
-        true => Precision::Bf16,
-        false => Precision::fastest(),
-    });
+    model.set_precision(fastest_precision(placement));
     Ok(model)
 }
 

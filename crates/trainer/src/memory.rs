@@ -50,7 +50,7 @@ impl Shape {
 
     pub(crate) fn of_encoder(config: &ClassifierConfig, rank: u32) -> Self {
         let per_layer = 7 * config.hidden_size + config.intermediate_size;
-        let shared = 10 * config.hidden_size + 2 * config.intermediate_size;
+        let shared = 10 * config.hidden_size + 4 * config.intermediate_size;
         let per_layer = per_layer as u64 + 6 * u64::from(rank);
         Self {
             // The published weights are in f32.
@@ -216,6 +216,19 @@ mod tests {
         Shape::of_decoder(&config, 8)
     }
 
+    fn distilbert() -> Shape {
+        let config = ClassifierConfig {
+            vocabulary_size: 30_522,
+            hidden_size: 768,
+            intermediate_size: 3072,
+            layers: 6,
+            heads: 12,
+            maximum_positions: 512,
+            labels: Vec::new(),
+        };
+        Shape::of_encoder(&config, 8)
+    }
+
     fn load() -> Load {
         Load {
             trained_parameters: 4_400_000,
@@ -242,16 +255,18 @@ mod tests {
 
     #[test]
     fn a_device_needs_room_for_the_passes_beside_the_weights() {
-        let (shape, load) = (qwen_0_5b(), load());
-        let passes = estimate(&shape, &load) - estimate_of_rest(&shape, &load);
-        check_device(&shape, &load, passes + 2 * shape.head + (40 << 20)).unwrap();
-        let error = check_device(&shape, &load, passes / 2).unwrap_err();
-        let text = error.to_string();
-        assert!(
-            text.contains("on the device, per_device_train_batch_size 1"),
-            "{text}"
-        );
-        assert_eq!(error.exit_code(), crate::error::exit::OUT_OF_MEMORY);
+        let load = load();
+        for shape in [qwen_0_5b(), distilbert()] {
+            let passes = estimate(&shape, &load) - estimate_of_rest(&shape, &load);
+            check_device(&shape, &load, passes + 2 * shape.head + (40 << 20)).unwrap();
+            let error = check_device(&shape, &load, passes / 2).unwrap_err();
+            let text = error.to_string();
+            assert!(
+                text.contains("on the device, per_device_train_batch_size 1"),
+                "{text}"
+            );
+            assert_eq!(error.exit_code(), crate::error::exit::OUT_OF_MEMORY);
+        }
     }
 
     /// What a run takes beside its passes.

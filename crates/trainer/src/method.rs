@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use zerog_model::{
     BaseModel, ClassifierBase, Device, LoraAdapter, LoraConfig, ModelError, ModelFamily, Placement,
-    Projection, StepOptions, Trainable,
+    Precision, Projection, StepOptions, Trainable,
 };
 use zerog_protocol::models::ModelKind;
 use zerog_protocol::training_params::{TrainingMethod, TrainingParams};
@@ -111,7 +111,7 @@ pub(crate) struct Conclusion {
 #[derive(Debug, Clone)]
 pub(crate) enum Base {
     Decoder(Arc<BaseModel>, Placement),
-    Encoder(Arc<ClassifierBase>),
+    Encoder(Arc<ClassifierBase>, Placement),
 }
 
 impl Base {
@@ -120,7 +120,7 @@ impl Base {
         let directory = &job.base_model_dir;
         let base = match ModelFamily::of_folder(directory)?.is_decoder() {
             true => Self::Decoder(BaseModel::load(directory)?, Placement::default()),
-            false => Self::Encoder(ClassifierBase::load(directory)?),
+            false => Self::Encoder(ClassifierBase::load(directory)?, Placement::default()),
         };
         base.check(job)?;
         Ok(base)
@@ -130,28 +130,23 @@ impl Base {
     pub(crate) fn place(&mut self, device: Device) -> Result<(), TrainError> {
         match self {
             Self::Decoder(base, placement) => *placement = Placement::new(base, device)?,
-            Self::Encoder(_) if device != Device::Cpu => {
-                return Err(TrainError::Params(format!(
-                    "models that classify text are trained on the processor only; set the device to \"cpu\" instead of \"{device}\""
-                )));
+            Self::Encoder(base, placement) => {
+                *placement = Placement::of_classifier(base, device)?;
             }
-            Self::Encoder(_) => {}
         }
         Ok(())
     }
 
     /// Bytes of the device's memory that are free beside the weights; `None` on the processor.
     pub(crate) fn free_device_bytes(&self) -> Result<Option<u64>, TrainError> {
-        match self {
-            Self::Decoder(_, placement) => Ok(placement.free_bytes()?.map(|bytes| bytes as u64)),
-            Self::Encoder(_) => Ok(None),
-        }
+        let (Self::Decoder(_, placement) | Self::Encoder(_, placement)) = self;
+        Ok(placement.free_bytes()?.map(|bytes| bytes as u64))
     }
 
     fn check(&self, job: &Job) -> Result<(), TrainError> {
         let positions = match self {
             Self::Decoder(base, _) => base.config().maximum_positions,
-            Self::Encoder(base) => base.config().maximum_positions,
+            Self::Encoder(base, _) => base.config().maximum_positions,
         };
         let max_seq_length = job.params.max_seq_length as usize;
         if max_seq_length > positions {
@@ -160,7 +155,7 @@ impl Base {
                 job.base_model
             )));
         }
-        if matches!(self, Self::Encoder(_)) && job.params.training_method != TrainingMethod::Sft {
+        if matches!(self, Self::Encoder(..)) && job.params.training_method != TrainingMethod::Sft {
             return Err(TrainError::Params(format!(
                 "{} classifies text, which training_method \"dpo\" does not train; leave training_method out",
                 job.base_model
@@ -172,7 +167,7 @@ impl Base {
     pub(crate) fn sha256_hex(&self) -> String {
         match self {
             Self::Decoder(base, _) => base.sha256_hex(),
-            Self::Encoder(base) => base.sha256_hex(),
+            Self::Encoder(base, _) => base.sha256_hex(),
         }
     }
 
@@ -180,7 +175,7 @@ impl Base {
     pub(crate) fn render_options(&self, params: &TrainingParams) -> RenderOptions {
         let kind = match self {
             Self::Decoder(..) => ModelKind::CausalLanguage,
-            Self::Encoder(_) => ModelKind::SequenceClassification,
+            Self::Encoder(..) => ModelKind::SequenceClassification,
         };
         RenderOptions::of_run(params, kind)
     }
@@ -188,7 +183,7 @@ impl Base {
     pub(crate) fn shape(&self, params: &TrainingParams) -> Shape {
         match self {
             Self::Decoder(base, _) => Shape::of_decoder(base.config(), params.lora_rank),
-            Self::Encoder(base) => Shape::of_encoder(base.config(), params.lora_rank),
+            Self::Encoder(base, _) => Shape::of_encoder(base.config(), params.lora_rank),
         }
     }
 
@@ -196,7 +191,7 @@ impl Base {
     pub(crate) fn read_adapter(&self, archive: &[u8]) -> Result<LoraAdapter, TrainError> {
         match self {
             Self::Decoder(base, _) => archive::read_adapter(archive, base.config()),
-            Self::Encoder(_) => Err(TrainError::Params(
+            Self::Encoder(..) => Err(TrainError::Params(
                 "continue_from works with language models; a classifier starts anew".to_owned(),
             )),
         }
@@ -213,8 +208,9 @@ impl Base {
         let objective = self.render_options(params).objective;
         let initial = initial.as_ref();
         Ok(match (self, objective) {
-            (Self::Encoder(base), _) => {
+            (Self::Encoder(base, placement), _) => {
                 let lora = lora_config(params, ModelFamily::DistilBert)?;
+                let base = (base, placement);
                 Box::new(Classification::new(base, lora, dataset, pack_tokens)?)
             }
             (Self::Decoder(base, placement), Objective::Preference) => {
@@ -247,6 +243,15 @@ pub(crate) fn samples_of<T>(samples: Vec<Sample>, of: impl Fn(Sample) -> Option<
         .into_iter()
         .map(|sample| of(sample).expect("a dataset is rendered for one objective"))
         .collect()
+}
+
+/// How activations meet bf16 weights where a model is trained.
+pub(crate) fn fastest_precision(placement: &Placement) -> Precision {
+    // Every device that is supported multiplies in bf16; not every processor does.
+    match placement.is_on_device() {
+        true => Precision::Bf16,
+        false => Precision::fastest(),
+    }
 }
 
 fn lora_config(params: &TrainingParams, family: ModelFamily) -> Result<LoraConfig, TrainError> {

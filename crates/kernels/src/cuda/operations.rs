@@ -6,7 +6,7 @@
 
 use super::memory::{Buffer, Element, Part, PartMut};
 use super::session::{Argument, Cuda, Grid};
-use crate::attention::Heads;
+use crate::attention::{Heads, Sight};
 use crate::device::DeviceError;
 use crate::noise::NoiseKey;
 use crate::rope::RopeTable;
@@ -43,6 +43,7 @@ pub struct DeviceRope {
 /// How the segments of a batch are divided for attention.
 #[derive(Debug)]
 pub struct Tiles {
+    sight: Sight,
     heads: Heads,
     tokens: usize,
     /// Tokens of a tile.
@@ -117,11 +118,28 @@ pub(super) fn check_heads(heads: Heads) -> Outcome {
 }
 
 impl Tiles {
-    /// Tiles for attention of `heads` over `segments`, which are lengths of sequences in order.
+    /// Tiles for causal attention of `heads` over `segments`, which are lengths of sequences in order.
     ///
     /// # Errors
     /// [`DeviceError::Unsupported`] for heads of more than 256 elements; as [`Cuda::allocate`].
     pub fn new(cuda: &Cuda, heads: Heads, segments: &[usize]) -> Result<Self, DeviceError> {
+        Self::with_sight(Sight::Causal, cuda, heads, segments)
+    }
+
+    /// As [`Tiles::new`], but every token sees its whole segment.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn whole(cuda: &Cuda, heads: Heads, segments: &[usize]) -> Result<Self, DeviceError> {
+        Self::with_sight(Sight::Whole, cuda, heads, segments)
+    }
+
+    fn with_sight(
+        sight: Sight,
+        cuda: &Cuda,
+        heads: Heads,
+        segments: &[usize],
+    ) -> Result<Self, DeviceError> {
         check_heads(heads)?;
         // Larger heads get smaller tiles, so that both fit into shared memory and a thread holds eight elements.
         let rows = match heads.size {
@@ -138,6 +156,7 @@ impl Tiles {
             start += length;
         }
         Ok(Self {
+            sight,
             heads,
             tokens: start,
             rows: rows as u32,
@@ -167,13 +186,14 @@ impl Tiles {
         }
     }
 
-    fn shape(&self) -> [Argument; 5] {
+    fn shape(&self) -> [Argument; 6] {
         [
             small(self.heads.queries),
             small(self.heads.groups),
             small(self.heads.size),
             Argument::U32(self.rows),
             Argument::F32(self.heads.scale()),
+            Argument::U32(u32::from(self.sight == Sight::Whole)),
         ]
     }
 }
@@ -242,6 +262,21 @@ impl Cuda {
                 target(&x),
             ],
         )
+    }
+
+    /// `x (T, H) +=` the rows of `table` that `rows (T)` name.
+    pub fn add_table_rows<'a, 'b>(
+        &self,
+        table: Table<'_>,
+        rows: impl Into<Part<'a, u32>>,
+        x: impl Into<PartMut<'b, f32>>,
+    ) -> Outcome {
+        let (rows, x) = (rows.into(), x.into());
+        let (kernel, table) = match table {
+            Table::F32(table) => ("add_table_rows_f32", address(table)),
+            Table::Bf16(table) => ("add_table_rows_bf16", address(table)),
+        };
+        self.move_rows(kernel, table, rows, x.len(), &x)
     }
 
     /// As [`crate::norm::rms_norm`].
@@ -339,6 +374,58 @@ impl Cuda {
                 small(width),
                 target(&dx),
                 Argument::U32(u32::from(add)),
+            ],
+        )
+    }
+
+    /// As [`crate::norm::layer_norm`].
+    pub fn layer_norm<'a, 'b>(
+        &self,
+        x: impl Into<Part<'a, f32>>,
+        weight: impl Into<Part<'a, f32>>,
+        bias: impl Into<Part<'a, f32>>,
+        epsilon: f32,
+        y: impl Into<PartMut<'b, f32>>,
+    ) -> Outcome {
+        let (x, weight, bias, y) = (x.into(), weight.into(), bias.into(), y.into());
+        let width = weight.len();
+        assert!(x.len() == y.len() && bias.len() == width && x.len().is_multiple_of(width));
+        self.launch(
+            "layer_norm",
+            over_rows(x.len() / width, width),
+            &[
+                address(x),
+                address(weight),
+                address(bias),
+                Argument::F32(epsilon),
+                small(width),
+                target(&y),
+            ],
+        )
+    }
+
+    /// As [`crate::norm::layer_norm_backward`].
+    pub fn layer_norm_backward<'a, 'b>(
+        &self,
+        x: impl Into<Part<'a, f32>>,
+        weight: impl Into<Part<'a, f32>>,
+        epsilon: f32,
+        dy: impl Into<Part<'a, f32>>,
+        dx: impl Into<PartMut<'b, f32>>,
+    ) -> Outcome {
+        let (x, weight, dy, dx) = (x.into(), weight.into(), dy.into(), dx.into());
+        let width = weight.len();
+        assert!(x.len() == dy.len() && x.len() == dx.len() && x.len().is_multiple_of(width));
+        self.launch(
+            "layer_norm_backward",
+            over_rows(x.len() / width, width),
+            &[
+                address(x),
+                address(weight),
+                Argument::F32(epsilon),
+                address(dy),
+                small(width),
+                target(&dx),
             ],
         )
     }
@@ -515,6 +602,35 @@ impl Cuda {
         self.launch("silu_gate_backward", over_elements(gate.len()), &arguments)
     }
 
+    /// As [`crate::activation::gelu`].
+    pub fn gelu<'a, 'b>(
+        &self,
+        input: impl Into<Part<'a, f32>>,
+        output: impl Into<PartMut<'b, f32>>,
+    ) -> Outcome {
+        self.activation("gelu", input.into(), output.into())
+    }
+
+    /// As [`crate::activation::gelu_backward`].
+    pub fn gelu_backward<'a, 'b>(
+        &self,
+        input: impl Into<Part<'a, f32>>,
+        gradient: impl Into<PartMut<'b, f32>>,
+    ) -> Outcome {
+        self.activation("gelu_backward", input.into(), gradient.into())
+    }
+
+    fn activation(
+        &self,
+        kernel: &'static str,
+        input: Part<'_, f32>,
+        output: PartMut<'_, f32>,
+    ) -> Outcome {
+        assert_eq!(input.len(), output.len());
+        let arguments = [address(input), target(&output), large(input.len())];
+        self.launch(kernel, over_elements(input.len()), &arguments)
+    }
+
     /// As [`crate::noise::dropout`], with the same elements dropped.
     pub fn dropout<'a, 'b>(
         &self,
@@ -565,7 +681,8 @@ impl Cuda {
         gathered: impl Into<PartMut<'b, f32>>,
     ) -> Outcome {
         let (source, rows, gathered) = (source.into(), rows.into(), gathered.into());
-        self.move_rows("gather_rows", source, rows, gathered.len(), &gathered)
+        let moved = gathered.len();
+        self.move_rows("gather_rows", address(source), rows, moved, &gathered)
     }
 
     /// Writes the rows of `source (R, H)` to those of `scattered (T, H)` that `rows (R)` name.
@@ -576,13 +693,14 @@ impl Cuda {
         scattered: impl Into<PartMut<'b, f32>>,
     ) -> Outcome {
         let (source, rows, scattered) = (source.into(), rows.into(), scattered.into());
-        self.move_rows("scatter_rows", source, rows, source.len(), &scattered)
+        let moved = source.len();
+        self.move_rows("scatter_rows", address(source), rows, moved, &scattered)
     }
 
     fn move_rows(
         &self,
         kernel: &'static str,
-        source: Part<'_, f32>,
+        source: Argument,
         rows: Part<'_, u32>,
         moved: usize,
         moved_to: &PartMut<'_, f32>,
@@ -592,12 +710,7 @@ impl Cuda {
         }
         let width = moved / rows.len();
         assert_eq!(moved, width * rows.len());
-        let arguments = [
-            address(source),
-            address(rows),
-            small(width),
-            target(moved_to),
-        ];
+        let arguments = [source, address(rows), small(width), target(moved_to)];
         self.launch(kernel, over_rows(rows.len(), width), &arguments)
     }
 
@@ -696,7 +809,8 @@ impl Cuda {
         )
     }
 
-    /// As [`crate::attention::forward`]; logarithms of the softmax sums are `(T, heads)`.
+    /// As [`crate::attention::forward`], or [`crate::attention::forward_whole`] for [`Tiles::whole`]; logarithms of the
+    /// softmax sums are `(T, heads)`.
     pub fn attention<'a, 'b>(
         &self,
         tiles: &Tiles,
@@ -718,7 +832,8 @@ impl Cuda {
         )
     }
 
-    /// As [`crate::attention::backward`]; `deltas` is room for one number a token and head.
+    /// As [`crate::attention::backward`], or [`crate::attention::backward_whole`] for [`Tiles::whole`]; `deltas` is room
+    /// for one number a token and head.
     pub fn attention_backward<'a, 'b>(
         &self,
         tiles: &Tiles,

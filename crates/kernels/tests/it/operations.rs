@@ -47,6 +47,103 @@ fn embeddings_are_widened_and_get_the_processors_noise() {
 }
 
 #[test]
+fn rows_of_tables_are_added() {
+    in_both_orders(|cuda| {
+        const WIDTH: usize = 37;
+        let table: Vec<bf16> = numbers(1, 9 * WIDTH)
+            .into_iter()
+            .map(bf16::from_f32)
+            .collect();
+        let wide: Vec<f32> = table.iter().map(|value| value.to_f32()).collect();
+        let rows = [0_u32, 8, 3, 0];
+        let x = numbers(2, rows.len() * WIDTH);
+        let mut expected = x.clone();
+        for (row, target) in rows.iter().zip(expected.chunks_exact_mut(WIDTH)) {
+            reduce::add_assign(target, &wide[*row as usize * WIDTH..][..WIDTH]);
+        }
+        let (narrow, wide) = (cuda.upload(&table).unwrap(), cuda.upload(&wide).unwrap());
+        let rows = cuda.upload(&rows).unwrap();
+        for table in [
+            Table::Bf16(Part::from(&narrow)),
+            Table::F32(Part::from(&wide)),
+        ] {
+            let mut sum = cuda.upload(&x).unwrap();
+            cuda.add_table_rows(table, &rows, &mut sum).unwrap();
+            assert_eq!(sum.to_vec().unwrap(), expected);
+        }
+    });
+}
+
+#[test]
+fn norms_by_mean_and_variance_forward_and_backward() {
+    in_both_orders(|cuda| {
+        for (rows, width) in [(1, 1), (5, 6), (3, 700), (33, 64)] {
+            // Far from zero, so that a variance without the mean would show.
+            let mut x = numbers(1, rows * width);
+            x.iter_mut().for_each(|value| *value += 3.0);
+            let (weight, bias) = (numbers(2, width), numbers(3, width));
+            let dy = numbers(4, rows * width);
+            let [device_x, device_weight, device_bias, device_dy] =
+                [&x, &weight, &bias, &dy].map(|values| cuda.upload(values).unwrap());
+            let mut y = vec![0.0; x.len()];
+            norm::layer_norm(&x, &weight, &bias, 1e-12, &mut y);
+            let mut device_y = cuda.allocate(x.len()).unwrap();
+            cuda.layer_norm(
+                &device_x,
+                &device_weight,
+                &device_bias,
+                1e-12,
+                &mut device_y,
+            )
+            .unwrap();
+            let what = format!("{rows} rows of {width}");
+            assert_close(&what, &device_y.to_vec().unwrap(), &y, 1e-5);
+
+            let mut dx = vec![0.0; x.len()];
+            norm::layer_norm_backward(&x, &weight, 1e-12, &dy, &mut dx);
+            let mut device_dx = cuda.allocate(x.len()).unwrap();
+            cuda.layer_norm_backward(&device_x, &device_weight, 1e-12, &device_dy, &mut device_dx)
+                .unwrap();
+            assert_close(&what, &device_dx.to_vec().unwrap(), &dx, 1e-5);
+        }
+    });
+}
+
+#[test]
+fn activations_without_a_gate() {
+    in_both_orders(|cuda| {
+        const COUNT: usize = 13 * 77;
+        let (mut input, gradient) = (numbers(1, COUNT), numbers(2, COUNT));
+        // Where the function is flat, too.
+        input[..6].copy_from_slice(&[0.0, -0.0, 40.0, -40.0, 4.0, -6.0]);
+        let device_input = cuda.upload(&input).unwrap();
+        let mut output = vec![0.0; COUNT];
+        activation::gelu(&input, &mut output);
+        let mut device_output = cuda.allocate(COUNT).unwrap();
+        cuda.gelu(&device_input, &mut device_output).unwrap();
+        // Relative to numbers of the size of one.
+        assert_close(
+            "forward",
+            &device_output.to_vec().unwrap(),
+            &output,
+            1e-6 / 40.0,
+        );
+
+        let mut expected = gradient.clone();
+        activation::gelu_backward(&input, &mut expected);
+        let mut device_gradient = cuda.upload(&gradient).unwrap();
+        cuda.gelu_backward(&device_input, &mut device_gradient)
+            .unwrap();
+        assert_close(
+            "backward",
+            &device_gradient.to_vec().unwrap(),
+            &expected,
+            1e-6,
+        );
+    });
+}
+
+#[test]
 fn norms_forward_and_backward() {
     in_both_orders(|cuda| {
         for (rows, width) in [(1, 1), (5, 6), (3, 700), (33, 64)] {
@@ -261,7 +358,14 @@ fn a_loss_of_what_is_not_a_number_is_none() {
     assert!(losses.to_vec().unwrap()[0].is_nan());
 }
 
-fn attend(cuda: &Cuda, heads: Heads, segments: &[usize]) {
+/// Which tokens of its segment a token sees.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Sight {
+    Causal,
+    Whole,
+}
+
+fn attend(cuda: &Cuda, sight: Sight, heads: Heads, segments: &[usize]) {
     let tokens: usize = segments.iter().sum();
     let (wide, narrow) = (
         tokens * heads.queries * heads.size,
@@ -270,7 +374,11 @@ fn attend(cuda: &Cuda, heads: Heads, segments: &[usize]) {
     let [q, doutput] = [1, 2].map(|seed| numbers(seed, wide));
     let [k, v] = [3, 4].map(|seed| numbers(seed, narrow));
     let (mut output, mut log_sums) = (vec![0.0; wide], vec![0.0; tokens * heads.queries]);
-    attention::forward(heads, segments, &q, &k, &v, &mut output, &mut log_sums);
+    let forward = match sight {
+        Sight::Causal => attention::forward,
+        Sight::Whole => attention::forward_whole,
+    };
+    forward(heads, segments, &q, &k, &v, &mut output, &mut log_sums);
     let (mut dq, mut dk, mut dv) = (vec![0.0; wide], vec![0.0; narrow], vec![0.0; narrow]);
     let saved = attention::Forward {
         q: &q,
@@ -279,9 +387,17 @@ fn attend(cuda: &Cuda, heads: Heads, segments: &[usize]) {
         output: &output,
         log_sums: &log_sums,
     };
-    attention::backward(heads, segments, saved, &doutput, &mut dq, &mut dk, &mut dv);
+    let backward = match sight {
+        Sight::Causal => attention::backward,
+        Sight::Whole => attention::backward_whole,
+    };
+    backward(heads, segments, saved, &doutput, &mut dq, &mut dk, &mut dv);
 
-    let tiles = Tiles::new(cuda, heads, segments).unwrap();
+    let tiles = match sight {
+        Sight::Causal => Tiles::new(cuda, heads, segments),
+        Sight::Whole => Tiles::whole(cuda, heads, segments),
+    };
+    let tiles = tiles.unwrap();
     let [q, k, v, doutput] = [&q, &k, &v, &doutput].map(|values| cuda.upload(values).unwrap());
     let (mut device_output, mut device_sums) = (
         cuda.allocate(wide).unwrap(),
@@ -290,7 +406,7 @@ fn attend(cuda: &Cuda, heads: Heads, segments: &[usize]) {
     let parts = [&q, &k, &v].map(Part::from);
     cuda.attention(&tiles, parts, &mut device_output, &mut device_sums)
         .unwrap();
-    let what = format!("{heads:?} {segments:?}");
+    let what = format!("{sight:?} {heads:?} {segments:?}");
     assert_close(&what, &device_output.to_vec().unwrap(), &output, 1e-5);
     let by_token: Vec<f32> = (0..tokens)
         .flat_map(|token| (0..heads.queries).map(move |head| (token, head)))
@@ -323,10 +439,12 @@ fn attention_of_grouped_heads_over_segments() {
             groups,
             size,
         };
-        attend(cuda, heads(4, 2, 6), &[1, 33, 64, 5]);
-        attend(cuda, heads(2, 2, 64), &[70]);
-        attend(cuda, heads(3, 1, 80), &[17, 40]);
-        attend(cuda, heads(2, 1, 256), &[9, 20]);
+        for sight in [Sight::Causal, Sight::Whole] {
+            attend(cuda, sight, heads(4, 2, 6), &[1, 33, 64, 5]);
+            attend(cuda, sight, heads(2, 2, 64), &[70]);
+            attend(cuda, sight, heads(3, 1, 80), &[17, 40]);
+            attend(cuda, sight, heads(2, 1, 256), &[9, 20]);
+        }
     });
 }
 

@@ -141,12 +141,29 @@ pub(crate) fn cases(folder: &Path) -> Outcome<Vec<PathBuf>> {
     Ok(cases)
 }
 
-/// Puts a base model where it serves and its adapters are trained.
-pub(crate) type Place = dyn Fn(&Arc<BaseModel>) -> Result<Placement, ModelError>;
+/// Where base models serve and their adapters are trained.
+pub(crate) trait Place {
+    fn decoder(&self, base: &Arc<BaseModel>) -> Result<Placement, ModelError>;
 
-/// Runs one case, with language models where `place` says; with `output`, the adapter trained here and its logits
-/// are written there.
-pub(crate) fn compare(case: &Path, output: Option<&Path>, place: &Place) -> Outcome<Vec<Measure>> {
+    fn encoder(&self, base: &Arc<ClassifierBase>) -> Result<Placement, ModelError>;
+}
+
+impl Place for Device {
+    fn decoder(&self, base: &Arc<BaseModel>) -> Result<Placement, ModelError> {
+        Placement::new(base, *self)
+    }
+
+    fn encoder(&self, base: &Arc<ClassifierBase>) -> Result<Placement, ModelError> {
+        Placement::of_classifier(base, *self)
+    }
+}
+
+/// Runs one case in `place`; with `output`, the adapter trained here and its logits are written there.
+pub(crate) fn compare(
+    case: &Path,
+    output: Option<&Path>,
+    place: &dyn Place,
+) -> Outcome<Vec<Measure>> {
     let reference: Reference =
         serde_json::from_slice(&std::fs::read(case.join("reference.json"))?)?;
     let tensors = Tensors::read(&case.join("reference.safetensors"))?;
@@ -170,7 +187,7 @@ pub(crate) fn compare(case: &Path, output: Option<&Path>, place: &Place) -> Outc
             let loss = model.preference_forward_backward(&batch, reference.beta, &options)?;
             Ok((loss.loss_sum, loss.pairs))
         }),
-        "classification" => classifier(case, &reference, &tensors, output),
+        "classification" => classifier(case, &reference, &tensors, output, place),
         other => Err(format!("unknown method {other}").into()),
     }
 }
@@ -189,11 +206,11 @@ fn decoder(
     reference: &Reference,
     tensors: &Tensors,
     output: Option<&Path>,
-    place: &Place,
+    place: &dyn Place,
     run: impl Fn(&mut TrainableModel, Range<usize>) -> Outcome<(f64, usize)>,
 ) -> Outcome<Vec<Measure>> {
     let base = BaseModel::load(&case.join("base"))?;
-    let placement = place(&base)?;
+    let placement = place.decoder(&base)?;
     let adapter = LoraAdapter::load(&case.join("adapter"), base.config())?;
     let settings = adapter.settings().clone();
     let logits = |adapter| all_logits((&base, &placement), adapter, &reference.probe);
@@ -236,8 +253,10 @@ fn classifier(
     reference: &Reference,
     tensors: &Tensors,
     output: Option<&Path>,
+    place: &dyn Place,
 ) -> Outcome<Vec<Measure>> {
     let base = ClassifierBase::load(&case.join("base"))?;
+    let placement = place.encoder(&base)?;
     let adapter = LoraAdapter::load_classifier(&case.join("adapter"), base.config())?;
     let settings = adapter.settings().clone();
     let classes = base.config().labels.len();
@@ -262,6 +281,7 @@ fn classifier(
     };
 
     let mut model = TrainableClassifier::new(base.clone(), settings.clone(), classes)?;
+    model.place(&placement)?;
     let untrained = model.logits(&probes, AdapterUse::Without)?.concat();
     let mut measures = vec![
         logits_measure(
@@ -279,6 +299,7 @@ fn classifier(
     ];
     let mut continued =
         TrainableClassifier::from_adapter(base.clone(), settings.clone(), &adapter)?;
+    continued.place(&placement)?;
     let packed = continued.logits(&probes, AdapterUse::With)?.concat();
     measures.push(logits_measure(
         "packed logits with PEFT's adapter",

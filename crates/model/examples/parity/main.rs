@@ -2,14 +2,15 @@
 //!
 //! `parity [--device DEVICE] FOLDER [OUTPUT]` reads every case in `FOLDER`, prints one JSON object for each measure, and
 //! writes the adapters that it trained to `OUTPUT`, where the reference libraries load them. It fails if a limit is
-//! exceeded. Language models are trained on `DEVICE`, `cpu` or `cuda:N`; everything else is computed on the processor.
+//! exceeded. Models serve and are trained on `DEVICE`, `cpu` or `cuda:N`; what a classifier answers alone is computed on
+//! the processor.
 #![allow(clippy::print_stdout)] // The comparison is its output.
 
 mod compare;
 
 use std::path::Path;
 use std::process::ExitCode;
-use zerog_model::{Device, Placement};
+use zerog_model::Device;
 
 fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1).peekable();
@@ -31,9 +32,7 @@ fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
             .to_string_lossy()
             .into_owned();
         let output = output.as_ref().map(|output| Path::new(output).join(&name));
-        for measure in compare::compare(&case, output.as_deref(), &move |base| {
-            Placement::new(base, device)
-        })? {
+        for measure in compare::compare(&case, output.as_deref(), &device)? {
             failed |= !measure.passed();
             let line = serde_json::json!({
                 "case": name, "measure": measure.name, "value": measure.value, "limit": measure.limit,

@@ -2,7 +2,9 @@
 
 use crate::base_model::BaseModel;
 use crate::batch::PackedBatch;
+use crate::classifier_base::ClassifierBase;
 use crate::decoder::{Decoder, PreferenceLoss};
+use crate::encoder::{Encoder, Texts};
 use crate::error::ModelError;
 use crate::inference::Row;
 use crate::kv_cache::KvPool;
@@ -24,6 +26,24 @@ impl DeviceWeights {
     }
 
     pub(crate) fn is_of(&self, _: &Arc<BaseModel>) -> bool {
+        match *self {}
+    }
+
+    pub(crate) fn free_bytes(&self) -> Result<usize, DeviceError> {
+        match *self {}
+    }
+}
+
+#[derive(Debug)]
+pub(crate) enum EncoderWeights {}
+
+impl EncoderWeights {
+    pub(crate) fn upload(_: &Arc<ClassifierBase>, ordinal: u32) -> Result<Self, DeviceError> {
+        let device = Device::Cuda(ordinal);
+        Err(DeviceError::NotBuilt { device })
+    }
+
+    pub(crate) fn is_of(&self, _: &Arc<ClassifierBase>) -> bool {
         match *self {}
     }
 
@@ -125,6 +145,37 @@ impl DeviceTraining {
         _: Option<(&Noise, &mut [f32])>,
         _: Precision,
     ) -> Result<PreferenceLoss, DeviceError> {
+        match *self {}
+    }
+}
+
+#[derive(Debug)]
+pub(crate) enum DeviceClassifier {}
+
+impl DeviceClassifier {
+    pub(crate) fn new(weights: Arc<EncoderWeights>, _: &Encoder<'_>) -> Result<Self, DeviceError> {
+        match *weights {}
+    }
+
+    pub(crate) fn classify(
+        &mut self,
+        _: &Encoder<'_>,
+        _: &[f32],
+        _: Texts<'_>,
+        _: Precision,
+    ) -> Result<Vec<f32>, DeviceError> {
+        match *self {}
+    }
+
+    pub(crate) fn forward_backward(
+        &mut self,
+        _: &Encoder<'_>,
+        _: &[f32],
+        _: (Texts<'_>, &[u32]),
+        _: &Noise,
+        _: &mut [f32],
+        _: Precision,
+    ) -> Result<f64, DeviceError> {
         match *self {}
     }
 }

@@ -54,12 +54,18 @@ pub(super) struct ProductScratch {
 }
 
 impl SavedDelta {
-    pub(super) fn new(cuda: &Cuda) -> Result<Self, DeviceError> {
+    fn new(cuda: &Cuda) -> Result<Self, DeviceError> {
         Ok(Self {
             low: cuda.allocate(0)?,
             product: cuda.allocate(0)?,
             lengths: cuda.allocate(0)?,
         })
+    }
+
+    /// Those of the linear layers of one layer.
+    pub(super) fn of_layer(cuda: &Cuda) -> Result<[Self; 7], DeviceError> {
+        let new = || Self::new(cuda);
+        Ok([new()?, new()?, new()?, new()?, new()?, new()?, new()?])
     }
 }
 

@@ -8,19 +8,26 @@ mod adapters;
 #[cfg(feature = "cuda")]
 mod cache;
 #[cfg(feature = "cuda")]
+mod classifier;
+#[cfg(feature = "cuda")]
 mod linear;
 mod placement;
 #[cfg(feature = "cuda")]
 mod serving;
+#[cfg(feature = "cuda")]
+mod shared;
 #[cfg(feature = "cuda")]
 mod training;
 #[cfg(feature = "cuda")]
 mod weights;
 
 #[cfg(not(feature = "cuda"))]
-pub(crate) use absent::{DeviceCache, DeviceServing, DeviceTraining, DeviceWeights};
+pub(crate) use absent::{
+    DeviceCache, DeviceClassifier, DeviceServing, DeviceTraining, DeviceWeights, EncoderWeights,
+};
 pub use placement::Placement;
 #[cfg(feature = "cuda")]
 pub(crate) use {
-    cache::DeviceCache, serving::DeviceServing, training::DeviceTraining, weights::DeviceWeights,
+    cache::DeviceCache, classifier::DeviceClassifier, serving::DeviceServing,
+    training::DeviceTraining, weights::DeviceWeights, weights::EncoderWeights,
 };

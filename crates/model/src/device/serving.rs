@@ -4,7 +4,7 @@
 use super::adapters::Residents;
 use super::cache::DeviceCache;
 use super::linear::{Direction, ProductScratch, product};
-use super::training::put;
+use super::shared::put;
 use super::weights::{DeviceWeights, Matrix};
 use crate::error::ModelError;
 use crate::inference::{Arrangement, Row, places_of};

@@ -2,6 +2,7 @@
 //! an adapter is small beside what it is trained with, and update, clipping, checkpoints and files stay the same code.
 
 use super::linear::{Direction, LinearPass, LinearScratch, ProductScratch, SavedDelta, product};
+use super::shared::{Squares, Tokens, add_gradients, keep_copy, put};
 use super::weights::DeviceWeights;
 use crate::batch::{NO_LABEL, PackedBatch};
 use crate::decoder::{self, Decoder, PreferenceLoss};
@@ -12,14 +13,12 @@ use zerog_kernels::cross_entropy::{HeadLoss, rows_per_chunk};
 use zerog_kernels::cuda::{Attended, Buffer, Cuda, Part, PartMut, Tiles};
 use zerog_kernels::device::DeviceError;
 use zerog_kernels::matmul::{Precision, Write};
-use zerog_kernels::reduce::add_assign;
 
 /// An adapter in training whose passes run on a device.
 #[derive(Debug)]
 pub(crate) struct DeviceTraining {
     weights: Arc<DeviceWeights>,
-    /// Squared lengths of the rows of adapted weights, where lengths are trained.
-    squares: Vec<[Option<Buffer<f32>>; 7]>,
+    squares: Squares,
     space: Space,
 }
 
@@ -28,9 +27,7 @@ pub(crate) struct DeviceTraining {
 struct Space {
     values: Buffer<f32>,
     gradients: Buffer<f32>,
-    tokens: Buffer<u32>,
-    positions: Buffer<u32>,
-    magnitudes: Buffer<f32>,
+    tokens: Tokens,
     layers: Vec<Saved>,
     x: Buffer<f32>,
     y: Buffer<f32>,
@@ -80,7 +77,6 @@ struct Head {
 impl Saved {
     fn new(cuda: &Cuda) -> Result<Self, DeviceError> {
         let empty = || cuda.allocate(0);
-        let delta = || SavedDelta::new(cuda);
         Ok(Self {
             x: empty()?,
             raw: [empty()?, empty()?],
@@ -92,15 +88,7 @@ impl Saved {
             middle: empty()?,
             gate: empty()?,
             up: empty()?,
-            deltas: [
-                delta()?,
-                delta()?,
-                delta()?,
-                delta()?,
-                delta()?,
-                delta()?,
-                delta()?,
-            ],
+            deltas: SavedDelta::of_layer(cuda)?,
         })
     }
 }
@@ -111,9 +99,7 @@ impl Space {
         Ok(Self {
             values: empty()?,
             gradients: empty()?,
-            tokens: cuda.allocate(0)?,
-            positions: cuda.allocate(0)?,
-            magnitudes: empty()?,
+            tokens: Tokens::new(cuda)?,
             layers: Vec::new(),
             x: empty()?,
             y: empty()?,
@@ -141,29 +127,11 @@ impl Space {
     }
 }
 
-/// Copies `values` into a buffer of their length.
-pub(super) fn put<T: zerog_kernels::cuda::Element>(
-    cuda: &Cuda,
-    buffer: &mut Buffer<T>,
-    values: &[T],
-) -> Result<(), DeviceError> {
-    cuda.write(values, buffer.resize(values.len())?)
-}
-
-/// Copies a buffer into another of its length.
-fn keep_copy(
-    cuda: &Cuda,
-    source: &Buffer<f32>,
-    target: &mut Buffer<f32>,
-) -> Result<(), DeviceError> {
-    cuda.copy(source, target.resize(source.len())?)
-}
-
 /// What one pass over a batch is computed with.
 #[derive(Clone, Copy)]
 struct Pass<'a> {
     weights: &'a DeviceWeights,
-    squares: &'a [[Option<Buffer<f32>>; 7]],
+    squares: &'a Squares,
     model: &'a Decoder<'a>,
     batch: &'a PackedBatch,
     tiles: &'a Tiles,
@@ -180,20 +148,10 @@ impl DeviceTraining {
         let cuda = &weights.cuda;
         // Shapes that the kernels do not cover are found before a run begins.
         Tiles::new(cuda, model.config.heads(), &[])?;
-        let mut squares = Vec::with_capacity(model.layers.len());
-        for layer in &model.layers {
-            let mut row = <[Option<Buffer<f32>>; 7]>::default();
-            for (place, linear) in row.iter_mut().zip(&layer.linears) {
-                let delta = linear.delta.as_ref();
-                if let Some(lengths) = delta.and_then(|delta| delta.magnitude.as_ref()) {
-                    *place = Some(cuda.upload(lengths.squares)?);
-                }
-            }
-            squares.push(row);
-        }
+        let layers = model.layers.iter();
         Ok(Self {
             space: Space::new(cuda)?,
-            squares,
+            squares: Squares::upload(cuda, layers.map(|layer| layer.linears.each_ref().map(Some)))?,
             weights,
         })
     }
@@ -268,12 +226,9 @@ impl DeviceTraining {
         batch: &PackedBatch,
     ) -> Result<Tiles, DeviceError> {
         let (cuda, space) = (&self.weights.cuda, &mut self.space);
-        let mut positions = Vec::with_capacity(batch.tokens.len());
-        for length in &batch.segment_lengths {
-            positions.extend(0..*length as u32);
-        }
-        put(cuda, &mut space.positions, &positions)?;
-        put(cuda, &mut space.tokens, &batch.tokens)?;
+        space
+            .tokens
+            .put(cuda, &batch.tokens, &batch.segment_lengths)?;
         put(cuda, &mut space.values, values)?;
         space.gradients.resize(values.len())?;
         Tiles::new(cuda, model.config.heads(), &batch.segment_lengths)
@@ -300,18 +255,6 @@ impl DeviceTraining {
     }
 }
 
-/// Adds the gradients of a pass to those on the host.
-fn add_gradients(
-    cuda: &Cuda,
-    of_pass: &Buffer<f32>,
-    gradients: &mut [f32],
-) -> Result<(), DeviceError> {
-    let mut added = vec![0.0; gradients.len()];
-    cuda.read(of_pass, &mut added)?;
-    add_assign(gradients, &added);
-    Ok(())
-}
-
 impl<'a> Pass<'a> {
     fn linear(
         &self,
@@ -325,7 +268,7 @@ impl<'a> Pass<'a> {
             linear: &self.model.layers[layer].linears[index],
             weights: &self.weights.layers[layer].linears[index],
             values,
-            squares: self.squares[layer][index].as_ref(),
+            squares: self.squares.of(layer, projection),
             dropout: self
                 .noise
                 .and_then(|noise| noise.dropout_key(layer, projection)),
@@ -342,11 +285,15 @@ impl<'a> Pass<'a> {
         while space.layers.len() < if keep { config.layers } else { 1 } {
             space.layers.push(Saved::new(cuda)?);
         }
-        self.embed(space)?;
+        let noise = self.noise;
+        let x = space.x.resize(tokens * hidden)?;
+        let segments = &self.batch.segment_lengths;
+        let table = weights.embedding.table();
+        space.tokens.embed(cuda, table, segments, noise, x)?;
         space.y.resize(tokens * hidden)?;
         let Space {
             values,
-            positions,
+            tokens: Tokens { positions, .. },
             x,
             y,
             hidden: gated,
@@ -416,26 +363,6 @@ impl<'a> Pass<'a> {
             run(Projection::Down, gated, x, Write::Add, deltas, scratch)?;
         }
         cuda.rms_norm(&*x, &weights.final_norm, epsilon, &mut *y)
-    }
-
-    /// Token embeddings, with noise in training.
-    fn embed(&self, space: &mut Space) -> Result<(), DeviceError> {
-        let hidden = self.model.config.hidden_size;
-        let cuda = &self.weights.cuda;
-        let noise = self.noise.copied().unwrap_or(Noise::new(0, 0, 0.0, 0.0));
-        let mut magnitudes = Vec::with_capacity(self.batch.tokens.len());
-        for length in &self.batch.segment_lengths {
-            let magnitude = noise.embedding_magnitude(*length, hidden);
-            magnitudes.extend(std::iter::repeat_n(magnitude, *length));
-        }
-        put(cuda, &mut space.magnitudes, &magnitudes)?;
-        cuda.embed(
-            self.weights.embedding.table(),
-            &space.tokens,
-            &space.magnitudes,
-            noise.embedding_key(),
-            space.x.resize(self.batch.tokens.len() * hidden)?,
-        )
     }
 
     /// Loss from the normalised states in `space.y`, as [`zerog_kernels::cross_entropy::head_loss`]; with `want`, their
@@ -528,7 +455,7 @@ impl<'a> Pass<'a> {
         let Space {
             values,
             gradients,
-            positions,
+            tokens: Tokens { positions, .. },
             layers,
             x,
             y,

@@ -1,6 +1,9 @@
 //! The frozen weights in the memory of a device.
 
 use crate::base_model::BaseModel;
+use crate::classifier_base::{ClassifierBase, NormWeights};
+use crate::encoder::NORM_EPSILON;
+use crate::lora::Projection;
 use half::bf16;
 use std::sync::Arc;
 use zerog_kernels::cuda::{Buffer, Cuda, DeviceRope, Libraries, Table};
@@ -70,6 +73,15 @@ impl Matrix {
     }
 }
 
+impl LinearOnDevice {
+    fn upload(cuda: &Cuda, weight: Weight<'_>, bias: Option<&[f32]>) -> Result<Self, DeviceError> {
+        Ok(Self {
+            weight: Matrix::upload(cuda, weight)?,
+            bias: bias.map(|bias| cuda.upload(bias)).transpose()?,
+        })
+    }
+}
+
 impl DeviceWeights {
     /// Opens GPU number `ordinal` and copies the weights there.
     pub(crate) fn upload(base: &Arc<BaseModel>, ordinal: u32) -> Result<Self, DeviceError> {
@@ -80,10 +92,8 @@ impl DeviceWeights {
         let layers = base.layers.iter().map(|layer| {
             let mut linears = Vec::with_capacity(7);
             for (tensor, bias) in layer.linears.iter().zip(&layer.biases) {
-                linears.push(LinearOnDevice {
-                    weight: Matrix::upload(&cuda, tensor.weight())?,
-                    bias: bias.as_ref().map(|bias| cuda.upload(bias)).transpose()?,
-                });
+                let (weight, bias) = (tensor.weight(), bias.as_deref());
+                linears.push(LinearOnDevice::upload(&cuda, weight, bias)?);
             }
             let Ok(linears) = <[LinearOnDevice; 7]>::try_from(linears) else {
                 unreachable!("one for each of seven")
@@ -130,5 +140,109 @@ impl DeviceWeights {
 
     pub(crate) fn free_bytes(&self) -> Result<usize, DeviceError> {
         self.cuda.free_bytes()
+    }
+}
+
+/// The weights of an encoder on a device, in the element types of its files. The head stays on the host.
+#[derive(Debug)]
+pub(crate) struct EncoderWeights {
+    pub(super) cuda: Cuda,
+    base: Arc<ClassifierBase>,
+    pub(super) words: Matrix,
+    pub(super) positions: Matrix,
+    pub(super) embedding_norm: LayerNormOnDevice,
+    pub(super) layers: Vec<EncoderLayerOnDevice>,
+}
+
+#[derive(Debug)]
+pub(super) struct EncoderLayerOnDevice {
+    /// By the index of the projection; the gate is absent.
+    linears: [Option<LinearOnDevice>; 7],
+    pub(super) attention_norm: LayerNormOnDevice,
+    pub(super) output_norm: LayerNormOnDevice,
+}
+
+/// Weight and bias of a normalisation by mean and variance.
+#[derive(Debug)]
+pub(super) struct LayerNormOnDevice {
+    weight: Buffer<f32>,
+    bias: Buffer<f32>,
+}
+
+impl EncoderWeights {
+    /// Opens GPU number `ordinal` and copies the weights there.
+    pub(crate) fn upload(base: &Arc<ClassifierBase>, ordinal: u32) -> Result<Self, DeviceError> {
+        Self::of(base, Cuda::open(ordinal, &Libraries::System)?)
+    }
+
+    pub(crate) fn of(base: &Arc<ClassifierBase>, cuda: Cuda) -> Result<Self, DeviceError> {
+        let norm = |weights: &NormWeights| LayerNormOnDevice::upload(&cuda, weights);
+        let layers = base.layers.iter().map(|layer| {
+            let mut linears = <[Option<LinearOnDevice>; 7]>::default();
+            for (place, linear) in linears.iter_mut().zip(&layer.linears) {
+                if let Some((weight, bias)) = linear {
+                    let bias = Some(&bias[..]);
+                    *place = Some(LinearOnDevice::upload(&cuda, weight.weight(), bias)?);
+                }
+            }
+            Ok(EncoderLayerOnDevice {
+                linears,
+                attention_norm: norm(&layer.attention_norm)?,
+                output_norm: norm(&layer.output_norm)?,
+            })
+        });
+        Ok(Self {
+            layers: layers.collect::<Result<_, DeviceError>>()?,
+            words: Matrix::upload(&cuda, base.words.weight())?,
+            positions: Matrix::upload(&cuda, base.positions.weight())?,
+            embedding_norm: norm(&base.embedding_norm)?,
+            base: Arc::clone(base),
+            cuda,
+        })
+    }
+
+    pub(crate) fn is_of(&self, base: &Arc<ClassifierBase>) -> bool {
+        Arc::ptr_eq(&self.base, base)
+    }
+
+    pub(crate) fn free_bytes(&self) -> Result<usize, DeviceError> {
+        self.cuda.free_bytes()
+    }
+}
+
+impl EncoderLayerOnDevice {
+    pub(super) fn linear(&self, projection: Projection) -> &LinearOnDevice {
+        self.linears[projection.index()]
+            .as_ref()
+            .expect("an encoder layer has every linear layer but the gate")
+    }
+}
+
+impl LayerNormOnDevice {
+    fn upload(cuda: &Cuda, weights: &NormWeights) -> Result<Self, DeviceError> {
+        Ok(Self {
+            weight: cuda.upload(&weights.weight)?,
+            bias: cuda.upload(&weights.bias)?,
+        })
+    }
+
+    pub(super) fn forward(
+        &self,
+        cuda: &Cuda,
+        x: &Buffer<f32>,
+        y: &mut Buffer<f32>,
+    ) -> Result<(), DeviceError> {
+        cuda.layer_norm(x, &self.weight, &self.bias, NORM_EPSILON, y)
+    }
+
+    /// From the gradient `dy` of the output, that of the input `x`.
+    pub(super) fn backward(
+        &self,
+        cuda: &Cuda,
+        x: &Buffer<f32>,
+        dy: &Buffer<f32>,
+        dx: &mut Buffer<f32>,
+    ) -> Result<(), DeviceError> {
+        cuda.layer_norm_backward(x, &self.weight, NORM_EPSILON, dy, dx)
     }
 }

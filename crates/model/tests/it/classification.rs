@@ -4,15 +4,15 @@ use super::*;
 use safetensors::SafeTensors;
 use std::path::Path;
 
-fn base() -> Arc<ClassifierBase> {
+pub(crate) fn base() -> Arc<ClassifierBase> {
     ClassifierBase::load(&fixture()).unwrap()
 }
 
-fn fixture() -> std::path::PathBuf {
+pub(crate) fn fixture() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/parity/distilbert/base")
 }
 
-fn settings() -> LoraConfig {
+pub(crate) fn settings() -> LoraConfig {
     LoraConfig {
         rank: 4,
         dropout: 0.1,
@@ -28,7 +28,7 @@ fn settings() -> LoraConfig {
 }
 
 /// Texts whose class is whether token 50 is among them.
-fn texts() -> ClassifierBatch {
+pub(crate) fn texts() -> ClassifierBatch {
     let mut batch = ClassifierBatch::default();
     for number in 0..12_u32 {
         let mut tokens: Vec<u32> = (0..5 + number % 4)
@@ -42,7 +42,7 @@ fn texts() -> ClassifierBatch {
     batch
 }
 
-fn train(model: &mut TrainableClassifier, steps: std::ops::Range<u64>) -> f64 {
+pub(crate) fn train(model: &mut TrainableClassifier, steps: std::ops::Range<u64>) -> f64 {
     let mut last = 0.0;
     for batch_number in steps {
         let options = StepOptions {

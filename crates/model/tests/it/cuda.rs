@@ -2,7 +2,7 @@
 
 use super::emulator::{self, Order};
 use super::*;
-use crate::parity::check_where;
+use crate::parity::{Place, check_where};
 use zerog_model::cuda::{Cuda, Libraries};
 
 pub(crate) fn open(order: Order) -> Cuda {
@@ -60,7 +60,7 @@ fn pass(
     (trained.loss_sum, evaluated.loss_sum, gradients)
 }
 
-fn largest(values: &[f32]) -> f32 {
+pub(crate) fn largest(values: &[f32]) -> f32 {
     values.iter().fold(0.0, |size, value| size.max(value.abs()))
 }
 
@@ -144,8 +144,17 @@ fn trained_lengths_with_and_without_dropout_and_adapters_on_some_layers() {
 /// A run of 50 steps that the reference libraries recorded. Of the cases that the processor repeats, those that differ
 /// in what is computed.
 fn repeat(case: &str) {
-    let cuda = open(Order::Forward);
-    check_where(case, &move |base| Placement::on_cuda(base, &cuda));
+    check_where(case, &open(Order::Forward));
+}
+
+impl Place for Cuda {
+    fn decoder(&self, base: &Arc<BaseModel>) -> Result<Placement, ModelError> {
+        Placement::on_cuda(base, self)
+    }
+
+    fn encoder(&self, base: &Arc<ClassifierBase>) -> Result<Placement, ModelError> {
+        Placement::of_classifier_on_cuda(base, self)
+    }
 }
 
 #[test]
@@ -171,6 +180,16 @@ fn a_recorded_run_of_dora_is_repeated() {
 #[test]
 fn a_recorded_run_on_preferences_is_repeated() {
     repeat("qwen3-dpo");
+}
+
+#[test]
+fn a_recorded_run_of_a_classifier_is_repeated() {
+    repeat("distilbert");
+}
+
+#[test]
+fn a_recorded_run_of_a_classifier_with_adapted_feed_forward_is_repeated() {
+    repeat("distilbert-all-linear");
 }
 
 #[test]

@@ -6,6 +6,8 @@ mod classification;
 #[cfg(feature = "cuda")]
 mod cuda;
 #[cfg(feature = "cuda")]
+mod cuda_classification;
+#[cfg(feature = "cuda")]
 mod cuda_serving;
 #[cfg(feature = "cuda")]
 #[path = "../../../kernels/tests/emulator/mod.rs"]

@@ -3,15 +3,17 @@
 #[path = "../../examples/parity/compare.rs"]
 mod compare;
 
+pub(crate) use compare::Place;
+
 use std::path::Path;
-use zerog_model::Placement;
+use zerog_model::Device;
 
 fn check(case: &str) {
-    check_where(case, &|_| Ok(Placement::default()));
+    check_where(case, &Device::Cpu);
 }
 
-/// As the reference computed it, trained where `place` says.
-pub(crate) fn check_where(case: &str, place: &compare::Place) {
+/// As the reference computed it, trained in `place`.
+pub(crate) fn check_where(case: &str, place: &dyn Place) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../fixtures/parity")
         .join(case);

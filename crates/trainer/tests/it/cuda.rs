@@ -6,7 +6,7 @@ use zerog_protocol::training_params::TrainingParams;
 use zerog_trainer::{Device, JobDirectory, Progress, exit, open_file};
 
 use crate::emulator::{self, Order};
-use crate::workshop::{Case, dora, key, preference, records, run_job, spawn_with};
+use crate::workshop::{Case, classification, dora, key, preference, records, run_job, spawn_with};
 
 /// A short run: three steps, measured after the last.
 fn short(case: Case) -> Case {
@@ -50,18 +50,16 @@ fn prepared(case: &Case, folder: &Path, name: &str, device: Device) -> JobDirect
     case.prepare_on(&folder, device)
 }
 
-#[test]
-fn a_run_on_a_device_follows_that_on_the_processor_and_repeats_itself() {
-    let folder = tempfile::tempdir().unwrap();
-    let case = short(dora());
-    let on_host = prepared(&case, folder.path(), "host", Device::Cpu);
+/// Runs `case` on the processor and twice on the device, in folders below `folder`.
+fn follows_the_processor_and_repeats_itself(case: &Case, folder: &Path) {
+    let on_host = prepared(case, folder, "host", Device::Cpu);
     let (outcome, of_host) = run_job(&on_host, None);
     outcome.unwrap();
     let expected = losses(&of_host);
     assert_eq!(expected.len(), 4);
     let mut archives = Vec::new();
     for name in ["once", "again"] {
-        let directory = prepared(&case, folder.path(), name, Device::Cuda(0));
+        let directory = prepared(case, folder, name, Device::Cuda(0));
         let (code, of_device) = run_on_device(&directory);
         assert_eq!(code, Some(i32::from(exit::DONE)), "{of_device:?}");
         let actual = losses(&of_device);
@@ -76,6 +74,19 @@ fn a_run_on_a_device_follows_that_on_the_processor_and_repeats_itself() {
         archives.push(archive(&directory));
     }
     assert!(archives[0] == archives[1], "two runs differ");
+}
+
+#[test]
+fn a_run_on_a_device_follows_that_on_the_processor_and_repeats_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    follows_the_processor_and_repeats_itself(&short(dora()), folder.path());
+}
+
+#[test]
+fn a_classifier_on_a_device_follows_that_on_the_processor_and_repeats_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let case = short(classification(folder.path()));
+    follows_the_processor_and_repeats_itself(&case, folder.path());
 }
 
 #[test]

@@ -1,4 +1,5 @@
-// Causal attention with grouped queries over packed segments, in tiles: no matrix of scores is ever in device memory.
+// Attention with grouped queries over packed segments, in tiles: no matrix of scores is ever in device memory. It is
+// causal, or every token sees its `whole` segment.
 //
 // `table` has three numbers for each tile of at most `rows` tokens: the first token of its segment, the tile's place in
 // the segment, and the segment's length. A block has `rows · lanes` threads; a row of a tile belongs to `lanes` of them,
@@ -8,9 +9,13 @@
 
 struct Place {
     u32 rows, lanes, row, lane, stride, start, first, length, count;
+    // Tokens of the segment, from its first, that the thread's row sees, and that some row of the tile sees.
+    u32 sight, seen;
+    // The first tokens of the segment that see the thread's row, and some row of the tile.
+    u32 seen_from, tile_seen_from;
 };
 
-__device__ inline Place place_of(const u32 *table, u32 rows, u32 size) {
+__device__ inline Place place_of(const u32 *table, u32 rows, u32 size, u32 whole) {
     Place place;
     place.rows = rows;
     place.lanes = blockDim.x / rows;
@@ -21,6 +26,10 @@ __device__ inline Place place_of(const u32 *table, u32 rows, u32 size) {
     place.first = table[3 * blockIdx.x + 1];
     place.length = table[3 * blockIdx.x + 2];
     place.count = smaller(rows, place.length - place.first);
+    place.sight = whole ? place.length : place.first + place.row + 1;
+    place.seen = whole ? place.length : place.first + place.count;
+    place.seen_from = whole ? 0 : place.first + place.row;
+    place.tile_seen_from = whole ? 0 : place.first;
     return place;
 }
 
@@ -63,10 +72,10 @@ __device__ inline void store_row(const float *sums, float factor, u64 start, con
 
 // Grid (tiles, heads). Logarithms of the softmax sums are (T, heads).
 extern "C" __global__ void attention_forward(const float *q, const float *k, const float *v, const u32 *table,
-                                             u32 heads, u32 groups, u32 size, u32 rows, float scale, float *output,
-                                             float *log_sums) {
+                                             u32 heads, u32 groups, u32 size, u32 rows, float scale, u32 whole,
+                                             float *output, float *log_sums) {
     DYNAMIC_SHARED(shared);
-    Place place = place_of(table, rows, size);
+    Place place = place_of(table, rows, size, whole);
     u32 head = blockIdx.y, group = head * groups / heads;
     u32 query_width = heads * size, key_width = groups * size;
     float *queries = shared;
@@ -76,16 +85,14 @@ extern "C" __global__ void attention_forward(const float *q, const float *k, con
     float sums[PARTS] = {0};
     float maximum = MINUS_INFINITY, total = 0.0f;
     load_tile(q, (u64)place.start + place.first, place.count, query_width, head * size, size, rows, queries);
-    u32 seen = place.first + place.count;
-    for (u32 key = 0; key < seen; key += rows) {
-        u32 count = smaller(rows, seen - key);
+    for (u32 key = 0; key < place.seen; key += rows) {
+        u32 count = smaller(rows, place.seen - key);
         u64 token = (u64)place.start + key;
         __syncthreads();
         load_tile(k, token, count, key_width, group * size, size, rows, keys);
         __syncthreads();
         for (u32 c = place.lane; c < rows; c += place.lanes) {
-            bool visible = key + c <= place.first + place.row;
-            own[c] = visible
+            own[c] = key + c < place.sight
                          ? scale * row_product(queries + place.row * place.stride, keys + c * place.stride, size)
                          : MINUS_INFINITY;
         }
@@ -117,9 +124,9 @@ extern "C" __global__ void attention_forward(const float *q, const float *k, con
 extern "C" __global__ void attention_backward_queries(const float *q, const float *k, const float *v,
                                                       const float *doutput, const float *log_sums,
                                                       const float *deltas, const u32 *table, u32 heads, u32 groups,
-                                                      u32 size, u32 rows, float scale, float *dq) {
+                                                      u32 size, u32 rows, float scale, u32 whole, float *dq) {
     DYNAMIC_SHARED(shared);
-    Place place = place_of(table, rows, size);
+    Place place = place_of(table, rows, size, whole);
     u32 head = blockIdx.y, group = head * groups / heads;
     u32 query_width = heads * size, key_width = groups * size;
     u32 tile = rows * place.stride;
@@ -134,9 +141,8 @@ extern "C" __global__ void attention_backward_queries(const float *q, const floa
         log_sum = log_sums[(query + place.row) * heads + head];
         delta = deltas[(query + place.row) * heads + head];
     }
-    u32 seen = place.first + place.count;
-    for (u32 key = 0; key < seen; key += rows) {
-        u32 count = smaller(rows, seen - key);
+    for (u32 key = 0; key < place.seen; key += rows) {
+        u32 count = smaller(rows, place.seen - key);
         u64 token = (u64)place.start + key;
         __syncthreads();
         load_tile(k, token, count, key_width, group * size, size, rows, keys);
@@ -144,7 +150,7 @@ extern "C" __global__ void attention_backward_queries(const float *q, const floa
         __syncthreads();
         for (u32 c = place.lane; c < rows; c += place.lanes) {
             float gradient = 0.0f;
-            if (place.row < place.count && key + c <= place.first + place.row) {
+            if (place.row < place.count && key + c < place.sight) {
                 const float *query_row = queries + place.row * place.stride;
                 const float *gradient_row = gradients + place.row * place.stride;
                 float score = row_product(query_row, keys + c * place.stride, size);
@@ -164,9 +170,9 @@ extern "C" __global__ void attention_backward_queries(const float *q, const floa
 extern "C" __global__ void attention_backward_keys(const float *q, const float *k, const float *v,
                                                    const float *doutput, const float *log_sums, const float *deltas,
                                                    const u32 *table, u32 heads, u32 groups, u32 size, u32 rows,
-                                                   float scale, float *dk, float *dv) {
+                                                   float scale, u32 whole, float *dk, float *dv) {
     DYNAMIC_SHARED(shared);
-    Place place = place_of(table, rows, size);
+    Place place = place_of(table, rows, size, whole);
     u32 group = blockIdx.y, shared_by = heads / groups;
     u32 query_width = heads * size, key_width = groups * size;
     u32 tile = rows * place.stride;
@@ -178,7 +184,7 @@ extern "C" __global__ void attention_backward_keys(const float *q, const float *
     load_tile(k, own, place.count, key_width, group * size, size, rows, keys);
     load_tile(v, own, place.count, key_width, group * size, size, rows, values);
     for (u32 head = group * shared_by; head < (group + 1) * shared_by; head++) {
-        for (u32 query = place.first; query < place.length; query += rows) {
+        for (u32 query = place.tile_seen_from; query < place.length; query += rows) {
             u32 count = smaller(rows, place.length - query);
             u64 token = (u64)place.start + query;
             __syncthreads();
@@ -187,7 +193,7 @@ extern "C" __global__ void attention_backward_keys(const float *q, const float *
             __syncthreads();
             for (u32 c = place.lane; c < rows; c += place.lanes) {
                 float probability = 0.0f, slope = 0.0f;
-                if (place.row < place.count && c < count && place.first + place.row <= query + c) {
+                if (place.row < place.count && c < count && place.seen_from <= query + c) {
                     float score = row_product(keys + place.row * place.stride, queries + c * place.stride, size);
                     float product = row_product(values + place.row * place.stride, gradients + c * place.stride, size);
                     probability = expf(score * scale - log_sums[(token + c) * heads + head]);

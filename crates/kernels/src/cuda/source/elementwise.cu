@@ -29,6 +29,17 @@ extern "C" __global__ void embed_f32(const float *table, const u32 *tokens, cons
         embed_row(row[i], magnitudes, key, (u64)blockIdx.x * width + i, x);
 }
 
+// One block a row: adds the row of the table that `rows` names.
+extern "C" __global__ void add_table_rows_bf16(const bf16 *table, const u32 *rows, u32 width, float *target) {
+    const bf16 *row = table + (u64)rows[blockIdx.x] * width;
+    for (u32 i = threadIdx.x; i < width; i += blockDim.x) target[(u64)blockIdx.x * width + i] += widen(row[i]);
+}
+
+extern "C" __global__ void add_table_rows_f32(const float *table, const u32 *rows, u32 width, float *target) {
+    const float *row = table + (u64)rows[blockIdx.x] * width;
+    for (u32 i = threadIdx.x; i < width; i += blockDim.x) target[(u64)blockIdx.x * width + i] += row[i];
+}
+
 extern "C" __global__ void add_bias(float *rows, const float *bias, u32 width, u64 n) {
     FOR_EACH(i, n) rows[i] += bias[i % width];
 }
@@ -60,6 +71,32 @@ extern "C" __global__ void silu_gate_backward(const float *gate, const float *up
         float gradient = dhidden[i];
         dgate[i] = gradient * up[i] * sigmoid * (1.0f + gate[i] * (1.0f - sigmoid));
         dhidden[i] = gradient * gate[i] * sigmoid;
+    }
+}
+
+// The normal distribution function, as in the processor's activations.
+__device__ inline float normal_distribution(float z) {
+    float x = z * 0.70710678f;
+    float t = 1.0f / (1.0f + 0.3275911f * fabsf(x));
+    float polynomial = 1.0614054f;
+    polynomial = polynomial * t - 1.453152f;
+    polynomial = polynomial * t + 1.4214137f;
+    polynomial = polynomial * t - 0.28449674f;
+    polynomial = polynomial * t + 0.2548296f;
+    float tail = 0.5f * polynomial * t * expf(-x * x);
+    return z > 0.0f ? 1.0f - tail : tail;
+}
+
+extern "C" __global__ void gelu(const float *input, float *output, u64 n) {
+    FOR_EACH(i, n) output[i] = input[i] * normal_distribution(input[i]);
+}
+
+// `gradient` turns from that of the output into that of the input.
+extern "C" __global__ void gelu_backward(const float *input, float *gradient, u64 n) {
+    FOR_EACH(i, n) {
+        float z = input[i];
+        float density = expf(-0.5f * z * z) * 0.3989423f;
+        gradient[i] *= normal_distribution(z) + z * density;
     }
 }
 

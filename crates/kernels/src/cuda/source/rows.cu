@@ -29,6 +29,53 @@ extern "C" __global__ void rms_norm_backward(const float *x, const float *weight
     }
 }
 
+// Mean of a row, and one over the root of its variance.
+struct Moments {
+    float mean, factor;
+};
+
+__device__ inline Moments moments_of(const float *row, u32 width, float epsilon, float *scratch) {
+    Moments moments;
+    float sum = 0.0f, squares = 0.0f;
+    for (u32 i = threadIdx.x; i < width; i += blockDim.x) sum += row[i];
+    moments.mean = block_sum(sum, scratch) / (float)width;
+    for (u32 i = threadIdx.x; i < width; i += blockDim.x) {
+        float value = row[i] - moments.mean;
+        squares += value * value;
+    }
+    moments.factor = 1.0f / sqrtf(block_sum(squares, scratch) / (float)width + epsilon);
+    return moments;
+}
+
+extern "C" __global__ void layer_norm(const float *x, const float *weight, const float *bias, float epsilon, u32 width,
+                                      float *y) {
+    __shared__ float scratch[1024];
+    u64 start = (u64)blockIdx.x * width;
+    Moments moments = moments_of(x + start, width, epsilon, scratch);
+    for (u32 i = threadIdx.x; i < width; i += blockDim.x)
+        y[start + i] = (x[start + i] - moments.mean) * moments.factor * weight[i] + bias[i];
+}
+
+// Overwrites `dx`.
+extern "C" __global__ void layer_norm_backward(const float *x, const float *weight, float epsilon, const float *dy,
+                                               u32 width, float *dx) {
+    __shared__ float scratch[1024];
+    u64 start = (u64)blockIdx.x * width;
+    Moments moments = moments_of(x + start, width, epsilon, scratch);
+    float sum = 0.0f, products = 0.0f;
+    for (u32 i = threadIdx.x; i < width; i += blockDim.x) {
+        float gradient = dy[start + i] * weight[i];
+        sum += gradient;
+        products += gradient * ((x[start + i] - moments.mean) * moments.factor);
+    }
+    float mean = block_sum(sum, scratch) / (float)width;
+    float slope = block_sum(products, scratch) / (float)width;
+    for (u32 i = threadIdx.x; i < width; i += blockDim.x) {
+        float standard = (x[start + i] - moments.mean) * moments.factor;
+        dx[start + i] = moments.factor * (dy[start + i] * weight[i] - mean - standard * slope);
+    }
+}
+
 // The product of row `b` of `left` and `right`.
 extern "C" __global__ void row_products(const float *left, const float *right, u32 width, float *products) {
     __shared__ float scratch[1024];
