@@ -399,6 +399,7 @@ mod kernel {
     /// # Safety
     /// As for [`tiles`].
     #[inline]
+    #[allow(clippy::pointers_in_nomem_asm_block)] // They are renamed there, not used.
     #[target_feature(enable = "avx2,fma")]
     unsafe fn add_terms<const R: usize, const ROWS: bool>(at: &Place, sums: &mut [[__m256; 2]; R]) {
         /// Terms between two steps of the pointers.
