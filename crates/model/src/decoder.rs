@@ -63,7 +63,11 @@ impl PreferenceLoss {
 /// Buffers kept between steps.
 #[derive(Debug, Default)]
 pub(crate) struct Workspace {
+    /// Whether layers keep only their inputs for the backward pass, which computes the rest a second time.
+    pub(crate) recompute: bool,
     layers: Vec<Saved>,
+    /// For layers of which nothing but the input is kept.
+    one: Saved,
     positions: Vec<u32>,
     x: Vec<f32>,
     y: Vec<f32>,
@@ -76,6 +80,15 @@ pub(crate) struct Workspace {
     dv: Vec<f32>,
     linear: LinearScratch,
     head: cross_entropy::Scratch,
+}
+
+/// What a forward pass leaves for a backward pass.
+#[derive(Clone, Copy, PartialEq)]
+enum Keep {
+    Nothing,
+    /// The inputs of the layers.
+    Inputs,
+    All,
 }
 
 /// What the backward pass of one layer needs.
@@ -95,6 +108,16 @@ struct Saved {
     deltas: [SavedDelta; 7],
 }
 
+impl Workspace {
+    /// What a forward pass in training keeps.
+    fn keep(&self) -> Keep {
+        match self.recompute {
+            true => Keep::Inputs,
+            false => Keep::All,
+        }
+    }
+}
+
 fn copy_into(buffer: &mut Vec<f32>, source: &[f32]) {
     buffer.clear();
     buffer.extend_from_slice(source);
@@ -107,7 +130,7 @@ pub(crate) fn evaluate(
     space: &mut Workspace,
     precision: Precision,
 ) -> HeadLoss {
-    forward(model, batch, None, space, false, precision);
+    forward(model, batch, None, space, Keep::Nothing, precision);
     head_loss(model, batch, None, space, None, precision)
 }
 
@@ -120,7 +143,8 @@ pub(crate) fn forward_backward(
     space: &mut Workspace,
     precision: Precision,
 ) -> HeadLoss {
-    forward(model, batch, Some(noise), space, true, precision);
+    let keep = space.keep();
+    forward(model, batch, Some(noise), space, keep, precision);
     let loss = head_loss(model, batch, None, space, Some(gradients), precision);
     backward(model, batch, noise, gradients, space, precision);
     loss
@@ -139,11 +163,15 @@ pub(crate) fn preference_loss(
     space: &mut Workspace,
     precision: Precision,
 ) -> PreferenceLoss {
-    forward(reference, batch, None, space, false, precision);
+    forward(reference, batch, None, space, Keep::Nothing, precision);
     head_loss(reference, batch, None, space, None, precision);
     let expected = margins(space.head.token_losses(), batch);
     let noise = training.as_ref().map(|(noise, _)| *noise);
-    forward(model, batch, noise, space, noise.is_some(), precision);
+    let keep = match noise {
+        Some(_) => space.keep(),
+        None => Keep::Nothing,
+    };
+    forward(model, batch, noise, space, keep, precision);
     head_loss(model, batch, None, space, None, precision);
 
     let actual = margins(space.head.token_losses(), batch);
@@ -205,7 +233,7 @@ fn forward(
     batch: &PackedBatch,
     noise: Option<&Noise>,
     space: &mut Workspace,
-    keep: bool,
+    keep: Keep,
     precision: Precision,
 ) {
     let config = model.config;
@@ -219,10 +247,62 @@ fn forward(
     embed(model, batch, noise, sized(&mut space.x, tokens * hidden));
     sized(&mut space.y, tokens * hidden);
 
-    for (index, layer) in model.layers.iter().enumerate() {
-        // Without a backward pass one set of buffers serves all layers.
-        let saved = &mut space.layers[if keep { index } else { 0 }];
-        let scratch = &mut space.linear;
+    for index in 0..config.layers {
+        if keep == Keep::Inputs {
+            copy_into(&mut space.layers[index].x, &space.x);
+        }
+        let saved = match keep {
+            Keep::All => &mut space.layers[index],
+            Keep::Inputs | Keep::Nothing => &mut space.one,
+        };
+        let pass = LayerPass {
+            model,
+            index,
+            segments: &batch.segment_lengths,
+            positions: &space.positions,
+            noise,
+            keep: keep == Keep::All,
+            precision,
+        };
+        let gated = &mut space.hidden;
+        pass.forward(&mut space.x, &mut space.y, gated, saved, &mut space.linear);
+    }
+    rms_norm(&space.x, model.final_norm.value, epsilon, &mut space.y);
+}
+
+/// One layer in a forward pass.
+struct LayerPass<'a> {
+    model: &'a Decoder<'a>,
+    index: usize,
+    segments: &'a [usize],
+    positions: &'a [u32],
+    noise: Option<&'a Noise>,
+    /// Whether all is kept that a backward pass needs.
+    keep: bool,
+    precision: Precision,
+}
+
+impl LayerPass<'_> {
+    /// Turns the layer's input `x` into its output; `y` and `gated` are scratch space.
+    fn forward(
+        &self,
+        x: &mut [f32],
+        y: &mut [f32],
+        gated: &mut Vec<f32>,
+        saved: &mut Saved,
+        scratch: &mut LinearScratch,
+    ) {
+        let Self {
+            model,
+            index,
+            noise,
+            positions,
+            keep,
+            precision,
+            ..
+        } = *self;
+        let (config, layer) = (model.config, &model.layers[index]);
+        let (tokens, epsilon) = (positions.len(), config.norm_epsilon);
         let dropout = |projection| noise.and_then(|noise| noise.dropout_key(index, projection));
         let mut run = |projection: Projection,
                        x: &[f32],
@@ -243,33 +323,15 @@ fn forward(
             );
         };
         if keep {
-            copy_into(&mut saved.x, &space.x);
+            copy_into(&mut saved.x, x);
         }
-        rms_norm(&space.x, layer.input_norm.value, epsilon, &mut space.y);
+        rms_norm(x, layer.input_norm.value, epsilon, y);
         let q = sized(&mut saved.q, tokens * config.query_width());
-        run(
-            Projection::Query,
-            &space.y,
-            q,
-            Write::Replace,
-            &mut saved.deltas,
-        );
+        run(Projection::Query, y, q, Write::Replace, &mut saved.deltas);
         let k = sized(&mut saved.k, tokens * config.key_width());
-        run(
-            Projection::Key,
-            &space.y,
-            k,
-            Write::Replace,
-            &mut saved.deltas,
-        );
+        run(Projection::Key, y, k, Write::Replace, &mut saved.deltas);
         let v = sized(&mut saved.v, tokens * config.key_width());
-        run(
-            Projection::Value,
-            &space.y,
-            v,
-            Write::Replace,
-            &mut saved.deltas,
-        );
+        run(Projection::Value, y, v, Write::Replace, &mut saved.deltas);
         if let Some(norms) = &layer.head_norms {
             let parts = [&mut saved.q, &mut saved.k];
             for ((part, norm), raw) in parts.into_iter().zip(norms).zip(&mut saved.raw) {
@@ -279,11 +341,11 @@ fn forward(
                 rms_norm_in_place(part, norm.value, epsilon);
             }
         }
-        model.rope.rotate(&mut saved.q, &space.positions);
-        model.rope.rotate(&mut saved.k, &space.positions);
+        model.rope.rotate(&mut saved.q, positions);
+        model.rope.rotate(&mut saved.k, positions);
         attention::forward(
             config.heads(),
-            &batch.segment_lengths,
+            self.segments,
             &saved.q,
             &saved.k,
             &saved.v,
@@ -293,40 +355,33 @@ fn forward(
         run(
             Projection::Output,
             &saved.attended,
-            &mut space.x,
+            x,
             Write::Add,
             &mut saved.deltas,
         );
 
         if keep {
-            copy_into(&mut saved.middle, &space.x);
+            copy_into(&mut saved.middle, x);
         }
-        rms_norm(&space.x, layer.post_norm.value, epsilon, &mut space.y);
+        rms_norm(x, layer.post_norm.value, epsilon, y);
         let wide = tokens * config.intermediate_size;
         run(
             Projection::Gate,
-            &space.y,
+            y,
             sized(&mut saved.gate, wide),
             Write::Replace,
             &mut saved.deltas,
         );
         run(
             Projection::Up,
-            &space.y,
+            y,
             sized(&mut saved.up, wide),
             Write::Replace,
             &mut saved.deltas,
         );
-        activation::silu_gate(&saved.gate, &saved.up, sized(&mut space.hidden, wide));
-        run(
-            Projection::Down,
-            &space.hidden,
-            &mut space.x,
-            Write::Add,
-            &mut saved.deltas,
-        );
+        activation::silu_gate(&saved.gate, &saved.up, sized(gated, wide));
+        run(Projection::Down, gated, x, Write::Add, &mut saved.deltas);
     }
-    rms_norm(&space.x, model.final_norm.value, epsilon, &mut space.y);
 }
 
 /// Token embeddings, with noise in training.
@@ -395,7 +450,24 @@ fn backward(
     );
 
     for (index, layer) in model.layers.iter().enumerate().rev() {
-        let saved = &space.layers[index];
+        if space.recompute {
+            copy_into(&mut space.x, &space.layers[index].x);
+            let pass = LayerPass {
+                model,
+                index,
+                segments: &batch.segment_lengths,
+                positions: &space.positions,
+                noise: Some(noise),
+                keep: true,
+                precision,
+            };
+            let (x, gated, saved) = (&mut space.x, &mut space.hidden, &mut space.one);
+            pass.forward(x, &mut space.y, gated, saved, &mut space.linear);
+        }
+        let saved = match space.recompute {
+            true => &space.one,
+            false => &space.layers[index],
+        };
         let scratch = &mut space.linear;
         let mut run = |projection: Projection,
                        x: &[f32],

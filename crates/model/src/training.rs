@@ -252,6 +252,12 @@ impl TrainableModel {
         self.precision = precision;
     }
 
+    /// Whether the backward pass computes layers a second time from their inputs instead of keeping what it needs of all of
+    /// them (gradient checkpointing). It takes longer and gives the same bits. On a device everything is kept.
+    pub fn set_recompute(&mut self, recompute: bool) {
+        self.space.recompute = recompute;
+    }
+
     /// Runs the passes of training and evaluation where `placement` says. Parameters and everything that is done with
     /// them stay where they are, and [`TrainableModel::logits`] are the serving code's on the processor.
     ///

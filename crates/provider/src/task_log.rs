@@ -121,6 +121,7 @@ pub(crate) fn progress_line(progress: &Progress) -> Option<String> {
             skipped_examples,
             validation_examples,
             expected_memory_bytes,
+            recomputes_layers,
             stand_in,
         } => {
             let resumed = if *resumed_at > 0 {
@@ -153,6 +154,11 @@ pub(crate) fn progress_line(progress: &Progress) -> Option<String> {
                 if *count > 0 {
                     notes.push_str(&format!("; {count} records {note}"));
                 }
+            }
+            if *recomputes_layers {
+                notes.push_str(
+                    "; memory is short, so layers are computed twice: slower, with the same result",
+                );
             }
             format!(
                 "{total_steps} steps over {examples} examples, {tokens} tokens of which {supervised_tokens} are learned{resumed}{notes}; up to {} MiB of memory{stand_in}",

@@ -2,7 +2,7 @@
 //!
 //! ```console
 //! $ training_bench make DIR qwen2.5-0.5b         # a model folder with random weights
-//! $ training_bench steps DIR [f32] [cuda:0]      # reads one request a line, answers one JSON object a line
+//! $ training_bench steps DIR [f32] [recompute] [cuda:0]  # reads one request a line, answers one JSON object a line
 //! FILE BATCH STEPS                               # optimiser steps over the records of FILE, BATCH of them each
 //! $ training_bench job DIR DATASET JOB STEPS     # lays out a job of the trainer in the folder JOB
 //! $ training_bench train JOB                     # the training process itself; the job key comes in on stdin
@@ -37,23 +37,16 @@ fn main() -> ExitCode {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match arguments[..] {
         ["make", folder, shape] => make(Path::new(folder), shape),
-        ["steps", folder] => steps(Path::new(folder), Precision::fastest(), Device::Cpu),
-        ["steps", folder, "f32"] => steps(Path::new(folder), Precision::F32, Device::Cpu),
-        ["steps", folder, "f32", device] => device
-            .parse()
-            .map_err(Failure::from)
-            .and_then(|device| steps(Path::new(folder), Precision::F32, device)),
-        ["steps", folder, device] => device
-            .parse()
-            .map_err(Failure::from)
-            .and_then(|device| steps(Path::new(folder), Precision::Bf16, device)),
+        ["steps", folder, ref words @ ..] => {
+            Settings::read(words).and_then(|settings| steps(Path::new(folder), settings))
+        }
         ["job", folder, dataset, job, steps] => steps
             .parse()
             .map_err(Failure::from)
             .and_then(|steps| lay_out(Path::new(folder), Path::new(dataset), job, steps)),
         ["train", job] => return child_main(Path::new(job)),
         _ => Err(
-            "usage: training_bench make DIR SHAPE | steps DIR [f32] [cuda:0] | job DIR DATASET JOB STEPS | train JOB"
+            "usage: training_bench make DIR SHAPE | steps DIR [f32] [recompute] [cuda:0] | job DIR DATASET JOB STEPS | train JOB"
                 .into(),
         ),
     };
@@ -107,13 +100,44 @@ impl Record {
     }
 }
 
-fn steps(folder: &Path, precision: Precision, device: Device) -> Result<(), Failure> {
+/// How steps are computed.
+struct Settings {
+    precision: Option<Precision>,
+    recompute: bool,
+    device: Device,
+}
+
+impl Settings {
+    fn read(words: &[&str]) -> Result<Self, Failure> {
+        let mut settings = Self {
+            precision: None,
+            recompute: false,
+            device: Device::Cpu,
+        };
+        for word in words {
+            match *word {
+                "f32" => settings.precision = Some(Precision::F32),
+                "recompute" => settings.recompute = true,
+                device => settings.device = device.parse()?,
+            }
+        }
+        Ok(settings)
+    }
+}
+
+fn steps(folder: &Path, settings: Settings) -> Result<(), Failure> {
+    let device = settings.device;
+    let fastest = match device {
+        Device::Cpu => Precision::fastest(),
+        Device::Cuda(_) => Precision::Bf16,
+    };
     let base = BaseModel::load(folder)?;
     let pack_tokens = pack_tokens(base.config(), LoraConfig::default().rank as u32);
     let placement = Placement::new(&base, device)?;
     let mut model = TrainableModel::lora(base, LoraConfig::default())?;
     model.place(&placement)?;
-    model.set_precision(precision);
+    model.set_precision(settings.precision.unwrap_or(fastest));
+    model.set_recompute(settings.recompute);
     let mut batch_number = 0;
     for line in std::io::stdin().lock().lines() {
         let line = line?;

@@ -29,6 +29,12 @@ pub(crate) struct Shape {
     head: u64,
     /// Bytes of activations that the backward pass keeps for one token.
     per_token: u64,
+    /// The same where it computes layers a second time from their inputs, of models that can.
+    recomputed_per_token: Option<u64>,
+    /// Whether it does.
+    recomputes: bool,
+    /// Layers, and the bytes that each adds for one token where the lengths of its weights' rows are trained (DoRA).
+    products: (u64, u64),
 }
 
 impl Shape {
@@ -45,6 +51,11 @@ impl Shape {
             // The head works on chunks of rows; this is their upper bound in f32.
             head: 4 * 128 * config.vocabulary_size as u64,
             per_token: 4 * (config.layers as u64 * per_layer + shared as u64),
+            recomputed_per_token: Some(
+                4 * ((config.layers * config.hidden_size + shared) as u64 + per_layer),
+            ),
+            recomputes: false,
+            products: (0, 0),
         }
     }
 
@@ -57,6 +68,29 @@ impl Shape {
             weights: 4 * config.parameter_count() as u64,
             head: 0,
             per_token: 4 * (config.layers as u64 * per_layer + shared as u64),
+            recomputed_per_token: None,
+            recomputes: false,
+            products: (0, 0),
+        }
+    }
+
+    /// The same with trained lengths, whose gradient needs the outputs of the linear layers.
+    pub(crate) fn with_lengths_of_decoder(self, config: &ModelConfig) -> Self {
+        let attention = config.query_width() + 2 * config.key_width() + config.hidden_size;
+        let outputs = attention + 2 * config.intermediate_size + config.hidden_size;
+        self.with_products(config.layers, outputs)
+    }
+
+    /// As [`Shape::with_lengths_of_decoder`].
+    pub(crate) fn with_lengths_of_encoder(self, config: &ClassifierConfig) -> Self {
+        let outputs = 5 * config.hidden_size + config.intermediate_size;
+        self.with_products(config.layers, outputs)
+    }
+
+    fn with_products(self, layers: usize, outputs: usize) -> Self {
+        Self {
+            products: (layers as u64, 4 * outputs as u64),
+            ..self
         }
     }
 
@@ -69,12 +103,32 @@ impl Shape {
             .clamp(LEAST_PACK_TOKENS, PACK_TOKENS)
     }
 
+    /// The same model when layers are computed a second time; `None` if it cannot.
+    fn recomputing(self) -> Option<Self> {
+        // With a single layer nothing is saved.
+        self.recomputed_per_token
+            .filter(|bytes| *bytes < self.per_token)?;
+        Some(Self {
+            recomputes: true,
+            ..self
+        })
+    }
+
+    /// Bytes that are kept for one token.
+    fn held_per_token(&self) -> u64 {
+        let (layers, product) = self.products;
+        match self.recomputed_per_token {
+            Some(bytes) if self.recomputes => bytes + product,
+            _ => self.per_token + layers * product,
+        }
+    }
+
     fn bytes(&self, trained_parameters: u64, pack: u64) -> u64 {
         FIXED_BYTES
             + self.weights
             + self.head
             + BYTES_PER_TRAINED_PARAMETER * trained_parameters
-            + self.per_token * pack
+            + self.held_per_token() * pack
     }
 }
 
@@ -112,24 +166,40 @@ fn estimate(shape: &Shape, load: &Load) -> u64 {
     shape.bytes(load.trained_parameters, load.pack(shape, load.per_step))
 }
 
-/// Refuses a run whose estimate exceeds `limit`, or what the system has left; returns the estimate in bytes.
+/// How a run fits into memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Fit {
+    /// Bytes that it is expected to take at most.
+    pub(crate) bytes: u64,
+    /// Whether it fits only when layers are computed a second time.
+    pub(crate) recomputes: bool,
+}
+
+/// How a run fits into `limit` and what the system has left.
 ///
 /// # Errors
-/// [`TrainError::OutOfMemory`] with the batch size or the length that fits.
-pub(crate) fn check(shape: &Shape, load: &Load, limit: Option<u64>) -> Result<u64, TrainError> {
-    let needed = estimate(shape, load);
+/// [`TrainError::OutOfMemory`] with the batch size or the length that fits, if it does not.
+pub(crate) fn check(shape: &Shape, load: &Load, limit: Option<u64>) -> Result<Fit, TrainError> {
     // When neither is known there is nothing to compare with; the run is tried.
-    let Some(available) = [limit, available_bytes()].into_iter().flatten().min() else {
-        return Ok(needed);
-    };
-    if needed > available {
-        return Err(TrainError::OutOfMemory {
-            needed_mib: needed >> 20,
-            available_mib: available >> 20,
-            remedy: remedy(shape, load, available),
-        });
+    let available = [limit, available_bytes()].into_iter().flatten().min();
+    let mut smallest = None;
+    for shape in [Some(*shape), shape.recomputing()].into_iter().flatten() {
+        let bytes = estimate(&shape, load);
+        if available.is_none_or(|available| bytes <= available) {
+            return Ok(Fit {
+                bytes,
+                recomputes: shape.recomputes,
+            });
+        }
+        smallest = Some((shape, bytes));
     }
-    Ok(needed)
+    let (shape, needed) = smallest.unwrap_or((*shape, 0));
+    let available = available.unwrap_or(0);
+    Err(TrainError::OutOfMemory {
+        needed_mib: needed >> 20,
+        available_mib: available >> 20,
+        remedy: remedy(&shape, load, available),
+    })
 }
 
 /// Refuses a run whose passes do not fit into the `free` bytes that a device has beside the weights.
@@ -154,7 +224,7 @@ pub(crate) fn check_device(shape: &Shape, load: &Load, free: u64) -> Result<(), 
 /// Which change makes the run fit, the smallest loss first.
 fn remedy(shape: &Shape, load: &Load, available: u64) -> String {
     let fixed = shape.bytes(load.trained_parameters, 0);
-    let tokens = available.saturating_sub(fixed) / shape.per_token.max(1);
+    let tokens = available.saturating_sub(fixed) / shape.held_per_token().max(1);
     let accumulation = load.per_step / load.batch.max(1);
     // Accumulated examples are packed together too, so the whole step has to fit.
     let examples = tokens / load.longest.max(1);
@@ -295,8 +365,17 @@ mod tests {
             }
             other => panic!("{other}"),
         };
-        let fits = |load: Load| estimate(&shape, &load);
-        assert!(check(&shape, &load, Some(fits(load))).is_ok());
+        let recomputing = shape.recomputing().unwrap();
+        let fits = |load: Load| estimate(&recomputing, &load);
+        let fit = |limit| check(&shape, &load, Some(limit)).unwrap();
+        assert!(!fit(estimate(&shape, &load)).recomputes);
+        assert!(fit(estimate(&shape, &load) - 1).recomputes);
+        let smallest = Fit {
+            bytes: fits(load),
+            recomputes: true,
+        };
+        assert_eq!(fit(fits(load)), smallest);
+        assert!(smallest.bytes < estimate(&shape, &load) * 3 / 4);
 
         let text = remedy_at(fits(of(1, 2, 256)));
         assert!(

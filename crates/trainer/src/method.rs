@@ -33,6 +33,9 @@ pub(crate) trait Method {
     /// What is trained.
     fn trainable(&mut self) -> &mut dyn Trainable;
 
+    /// Whether passes compute layers a second time to save memory, which not every model can; the results are the same.
+    fn recompute(&mut self, _recompute: bool) {}
+
     /// Loss of the training examples `chosen`; their gradients are added up.
     fn forward_backward(
         &mut self,
@@ -181,9 +184,22 @@ impl Base {
     }
 
     pub(crate) fn shape(&self, params: &TrainingParams) -> Shape {
+        let rank = params.lora_rank;
         match self {
-            Self::Decoder(base, _) => Shape::of_decoder(base.config(), params.lora_rank),
-            Self::Encoder(base, _) => Shape::of_encoder(base.config(), params.lora_rank),
+            Self::Decoder(base, _) => {
+                let shape = Shape::of_decoder(base.config(), rank);
+                match params.use_dora {
+                    true => shape.with_lengths_of_decoder(base.config()),
+                    false => shape,
+                }
+            }
+            Self::Encoder(base, _) => {
+                let shape = Shape::of_encoder(base.config(), rank);
+                match params.use_dora {
+                    true => shape.with_lengths_of_encoder(base.config()),
+                    false => shape,
+                }
+            }
         }
     }
 

@@ -57,6 +57,10 @@ impl Method for Preference {
         &mut self.model
     }
 
+    fn recompute(&mut self, recompute: bool) {
+        self.model.set_recompute(recompute);
+    }
+
     fn forward_backward(
         &mut self,
         chosen: &[usize],

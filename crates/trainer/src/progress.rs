@@ -55,6 +55,9 @@ pub enum Progress {
         /// Memory that the run is expected to take at most, in bytes; 0 where nobody worked it out.
         #[serde(default)]
         expected_memory_bytes: u64,
+        /// Whether memory is short, so that layers are computed a second time in the backward pass.
+        #[serde(default)]
+        recomputes_layers: bool,
         /// Whether other weights than the named base model are trained on.
         stand_in: bool,
     },

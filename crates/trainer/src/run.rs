@@ -20,7 +20,7 @@ use crate::batches::Order;
 use crate::checkpoint::{Checkpoint, RunState};
 use crate::error::TrainError;
 use crate::job::{Job, JobDirectory};
-use crate::memory::{self, Load, Shape};
+use crate::memory::{self, Fit, Load, Shape};
 use crate::method::{Base, Conclusion, Method};
 use crate::progress::Progress;
 use crate::schedule::Schedule;
@@ -79,9 +79,9 @@ pub fn run(
         stop,
         report,
         quiet: false,
-        expected_memory_bytes: 0,
+        memory: Fit::default(),
     };
-    run.expected_memory_bytes = run.check_memory(&shape, load, free_device_bytes)?;
+    run.check_memory(&shape, load, free_device_bytes)?;
     let state = run.train()?;
     let delivered = run.load_best(&state)?;
     let Run { mut method, .. } = run;
@@ -197,7 +197,7 @@ struct Run<'a> {
     quiet: bool,
     fingerprint: String,
     total_steps: u64,
-    expected_memory_bytes: u64,
+    memory: Fit,
     method: Box<dyn Method>,
 }
 
@@ -207,7 +207,7 @@ impl Run<'_> {
         shape: &Shape,
         load: Load,
         free_device_bytes: Option<u64>,
-    ) -> Result<u64, TrainError> {
+    ) -> Result<(), TrainError> {
         let load = Load {
             trained_parameters: self.method.trainable().trainable_parameters() as u64,
             ..load
@@ -215,7 +215,9 @@ impl Run<'_> {
         if let Some(free) = free_device_bytes {
             memory::check_device(shape, &load, free)?;
         }
-        memory::check(shape, &load, self.job.memory_limit_bytes)
+        self.memory = memory::check(shape, &load, self.job.memory_limit_bytes)?;
+        self.method.recompute(self.memory.recomputes);
+        Ok(())
     }
 
     fn train(&mut self) -> Result<RunState, TrainError> {
@@ -389,7 +391,8 @@ impl Run<'_> {
             dropped_examples: report.dropped_examples as u64,
             skipped_examples: report.skipped_examples as u64,
             validation_examples: report.validation_examples as u64,
-            expected_memory_bytes: self.expected_memory_bytes,
+            expected_memory_bytes: self.memory.bytes,
+            recomputes_layers: self.memory.recomputes,
             stand_in: self.job.stand_in,
         }
     }

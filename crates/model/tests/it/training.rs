@@ -151,6 +151,75 @@ fn a_resumed_run_continues_with_the_same_bits() {
     ));
 }
 
+/// Layers that are computed a second time leave the same gradients, dropout, noise and trained lengths included.
+#[test]
+fn bits_do_not_depend_on_what_is_kept() {
+    let adapted = |head_norms, lora: LoraConfig| {
+        let config = ModelConfig {
+            head_norms,
+            ..tiny_config(true)
+        };
+        TrainableModel::lora(BaseModel::init_random(config, 3).unwrap(), lora).unwrap()
+    };
+    let dropout = LoraConfig {
+        dropout: 0.3,
+        ..lora_config()
+    };
+    let lengths = LoraConfig {
+        dora: true,
+        ..dropout.clone()
+    };
+    let models: [&dyn Fn() -> TrainableModel; 3] = [
+        &|| adapted(false, lengths.clone()),
+        &|| adapted(true, dropout.clone()),
+        &|| TrainableModel::full(&tiny_base(false), 4),
+    ];
+    let options = StepOptions {
+        batch_number: 3,
+        neftune_alpha: 5.0,
+    };
+    for model in models {
+        let run = |recompute| {
+            let mut model = model();
+            for number in 0..3 {
+                step(&mut model, &batch(), number, 0.02);
+            }
+            model.set_recompute(recompute);
+            let losses = [
+                model.forward_backward(&batch(), &options).unwrap(),
+                model.eval_loss(&batch()).unwrap(),
+                model.forward_backward(&batch(), &options).unwrap(),
+            ];
+            let norm = model.gradient_norm();
+            model.apply_update(&update(0.05, 0.01));
+            (losses.map(|loss| loss.loss_sum), norm, model.export_state())
+        };
+        assert!(run(true) == run(false));
+    }
+}
+
+/// The same of pairs of answers.
+#[test]
+fn bits_of_preferences_do_not_depend_on_what_is_kept() {
+    let base = tiny_base(true);
+    let mut pairs = PreferenceBatch::default();
+    pairs.push(
+        (&[3, 9, 9, 14], &[false, false, true, true]),
+        (&[3, 9, 8], &[false, false, true]),
+    );
+    let run = |recompute| {
+        let mut model = trained(&base, lora_config());
+        model.set_recompute(recompute);
+        let options = StepOptions::default();
+        let loss = model
+            .preference_forward_backward(&pairs, 0.3, &options)
+            .unwrap();
+        model.apply_update(&update(1.0, 0.01));
+        (loss.loss_sum, model.export_state())
+    };
+    assert!(run(true) == run(false));
+}
+
 #[test]
 fn bits_do_not_depend_on_the_number_of_threads() {
     let config = ModelConfig {

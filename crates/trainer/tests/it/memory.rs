@@ -5,10 +5,10 @@ use std::path::Path;
 use serde_json::json;
 use zerog_model::{BaseModel, ModelConfig};
 use zerog_protocol::training_params::TrainingParams;
-use zerog_trainer::{Progress, exit};
+use zerog_trainer::{Progress, exit, open_file};
 
 use crate::fixture;
-use crate::workshop::{Case, language, params, preference, records, run_job, spawn};
+use crate::workshop::{Case, dora, key, language, params, preference, records, run_job, spawn};
 
 /// Most memory that the process had in use so far, in bytes.
 fn peak_bytes(process: u32) -> Option<u64> {
@@ -99,6 +99,13 @@ fn the_prediction_holds_on_the_small_model_and_a_wider_one() {
             },
             true,
         ),
+        (
+            Case {
+                base_model: wide.clone(),
+                ..long(dora(), "wide, dora")
+            },
+            true,
+        ),
     ] {
         let (expected, peak) = measure(&case);
         println!(
@@ -120,9 +127,10 @@ fn the_prediction_holds_on_the_small_model_and_a_wider_one() {
     }
 }
 
-/// The batch size that the refusal names does fit.
+/// A run without room for what its passes keep takes less and delivers the same; one without room for that either is
+/// refused, and the batch size that the refusal names does fit.
 #[test]
-fn a_refused_run_fits_with_the_batch_size_that_is_named() {
+fn short_memory_costs_time_first_and_then_the_batch_size() {
     let case = Case {
         params: TrainingParams {
             per_device_train_batch_size: 32,
@@ -132,7 +140,7 @@ fn a_refused_run_fits_with_the_batch_size_that_is_named() {
         dataset: format!("{}\n", language().dataset).repeat(8),
         ..language()
     };
-    let started = |case: &Case, limit| {
+    let run = |case: &Case, limit| {
         let folder = tempfile::tempdir().unwrap();
         let directory = case.prepare(folder.path());
         let mut job = zerog_trainer::Job::read(&directory).unwrap();
@@ -142,14 +150,23 @@ fn a_refused_run_fits_with_the_batch_size_that_is_named() {
         outcome.map(|_| match records[0] {
             Progress::Started {
                 expected_memory_bytes,
+                recomputes_layers,
                 ..
-            } => expected_memory_bytes,
+            } => {
+                let adapter = open_file(&directory.adapter(), &key()).unwrap();
+                (expected_memory_bytes, recomputes_layers, adapter)
+            }
             ref other => panic!("{other:?}"),
         })
     };
-    let needed = started(&case, None).unwrap();
-    let limit = Some(needed - (2 << 20));
-    let error = started(&case, limit).unwrap_err();
+    let (needed, recomputes, adapter) = run(&case, None).unwrap();
+    assert!(!recomputes);
+    let (less, recomputes, same_adapter) = run(&case, Some(needed - 1)).unwrap();
+    assert!(recomputes && less < needed, "{less} of {needed}");
+    assert_eq!(adapter, same_adapter);
+
+    let limit = Some(less - (1 << 20));
+    let error = run(&case, limit).unwrap_err();
     assert_eq!(error.exit_code(), exit::OUT_OF_MEMORY);
     let text = error.to_string();
     let batch: u32 = text
@@ -167,5 +184,5 @@ fn a_refused_run_fits_with_the_batch_size_that_is_named() {
         },
         ..case
     };
-    assert!(started(&smaller, limit).unwrap() <= needed - (2 << 20));
+    assert!(run(&smaller, limit).unwrap().0 <= less - (1 << 20));
 }
