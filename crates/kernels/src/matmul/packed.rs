@@ -90,8 +90,8 @@ fn part(length: usize, parts: usize, index: usize) -> Range<usize> {
 /// Some rows and columns of a product on the calling thread; `c` is the first element of them, with the row stride.
 ///
 /// # Safety
-/// The terms must have been checked. `c` must be valid for writing and reading at `i·stride + j` for all rows `i` and columns `j` of the part, and nothing
-/// else may access those elements during the call.
+/// The terms must have been checked. `c` must be valid for writing and reading at `i·stride + j` for all rows `i` and
+/// columns `j` of the part, and nothing else may access those elements during the call.
 pub(super) unsafe fn multiply_part(
     rows: Range<usize>,
     columns: Range<usize>,
