@@ -131,8 +131,10 @@ def main():
     sizes = rounded.ask("memory"), ours.ask("memory")
     print(f"\nmatrices: int8 {sizes[0]['matrix_bytes'] / 1e6:.1f} MB, bf16 {sizes[1]['matrix_bytes'] / 1e6:.1f} MB, ratio "
           f"{sizes[0]['matrix_bytes'] / sizes[1]['matrix_bytes']:.3f}; adapters {sizes[1]['adapter_bytes'] / 1e6:.1f} MB")
-    tiers = {tier: [ours.ask(f"first-token {tier}")["ms"] for _ in range(5 * options.rounds)]
-             for tier in ("base", "memory", "disk")}
+    tiers = {"base": [], "memory": [], "disk": []}
+    for _ in range(5 * options.rounds):
+        for tier, times in tiers.items():
+            times.append(ours.ask(f"first-token {tier}")["ms"])
     base = statistics.median(tiers["base"])
     print(f"\nfirst token: base model {base:.2f} ms")
     for tier, goal in (("memory", 2), ("disk", 10)):
